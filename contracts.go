@@ -58,6 +58,7 @@ const (
 	RecordServer      RecordKind = "server"      // also kept for removed servers, whose version goes on counting
 	RecordEnvironment RecordKind = "environment" //
 	RecordEngine      RecordKind = "engine"      // ID is empty: windows, learned facts that belong to nobody
+	RecordHub         RecordKind = "hub"         // the hub's own notes; the engine never sees them
 )
 
 // Record is what the engine wants to find again after a restart: evidence, verdicts, deadlines, definitions. Its data
@@ -278,4 +279,20 @@ type SyncMetrics struct {
 	Subscriptions int
 	CacheHits     uint64
 	CacheMisses   uint64
+}
+
+// CheckResult is what a check on demand of one server gave.
+type CheckResult struct {
+	ServerID string
+	Result   ProbeResult
+	View     ServerView // after the result was concluded from
+	Err      error      // this server could not be checked; the others go on
+}
+
+// Readiness is whether the service can do all that it promises.
+type Readiness struct {
+	Durable   bool    // the store takes entries; otherwise a volatile epoch is open
+	Head      Cursor  // the newest entry
+	InboxUsed float64 // share of the inbox that is full, 0 to 1
+	Detail    string  // what is wrong, for people; empty when nothing is
 }

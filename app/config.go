@@ -1,0 +1,632 @@
+package app
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v4"
+
+	"github.com/agentopia/statussync"
+	"github.com/agentopia/statussync/engine"
+)
+
+// Config is the configuration file. DefaultConfig gives the defaults; docs/configuration.md explains every key.
+type Config struct {
+	Listen         string              `yaml:"listen"`
+	Data           string              `yaml:"data"`
+	Log            LogConfig           `yaml:"log"`
+	Auth           *AuthConfig         `yaml:"auth,omitempty"`
+	AllowedHosts   []string            `yaml:"allowed_hosts,omitempty"`
+	AllowedOrigins []string            `yaml:"allowed_origins,omitempty"`
+	TrustedProxies []string            `yaml:"trusted_proxies,omitempty"`
+	AllowNetworks  []string            `yaml:"allow_networks,omitempty"`
+	Environments   []EnvironmentConfig `yaml:"environments,omitempty"`
+	Servers        []ServerConfig      `yaml:"servers,omitempty"`
+	Probe          ProbeDefaults       `yaml:"probe"`
+	Heartbeat      HeartbeatConfig     `yaml:"heartbeat"`
+	Transitions    TransitionsConfig   `yaml:"transitions"`
+	Flapping       FlappingConfig      `yaml:"flapping"`
+	Journal        JournalConfig       `yaml:"journal"`
+
+	// scale compresses every time of the rules; only the demo sets it.
+	scale float64
+}
+
+// LogConfig says what is logged and how.
+type LogConfig struct {
+	Level  string `yaml:"level"`  // debug, info, warn, error
+	Format string `yaml:"format"` // auto, text, json
+}
+
+// AuthConfig lists who may speak to the service.
+type AuthConfig struct {
+	Tokens                 []TokenConfig `yaml:"tokens"`
+	LegacyViewer           bool          `yaml:"legacy_viewer"` // /ws/mcp-status needs no credential
+	LoginFailuresPerMinute int           `yaml:"login_failures_per_minute,omitempty"`
+	CommandsPerSecond      int           `yaml:"commands_per_second,omitempty"`
+}
+
+// TokenConfig is one credential.
+type TokenConfig struct {
+	Name      string `yaml:"name"`
+	Role      string `yaml:"role"` // viewer, operator, admin
+	Token     Secret `yaml:"token"`
+	TokenFile string `yaml:"token_file,omitempty"`
+}
+
+// EnvironmentConfig is one host.
+type EnvironmentConfig struct {
+	ID             string `yaml:"id"`
+	Name           string `yaml:"name,omitempty"`
+	Owner          string `yaml:"owner,omitempty"`
+	Address        string `yaml:"address,omitempty"`
+	AgentToken     Secret `yaml:"agent_token,omitempty"`
+	AgentTokenFile string `yaml:"agent_token_file,omitempty"`
+	AgentURL       string `yaml:"agent_url,omitempty"`
+}
+
+// ServerConfig is one MCP server.
+type ServerConfig struct {
+	ID           string            `yaml:"id"`
+	Name         string            `yaml:"name,omitempty"`
+	Environment  string            `yaml:"environment,omitempty"`
+	Owner        string            `yaml:"owner,omitempty"`
+	Container    string            `yaml:"container,omitempty"`
+	Endpoint     string            `yaml:"endpoint,omitempty"`
+	Transport    string            `yaml:"transport,omitempty"`
+	Type         string            `yaml:"type,omitempty"`
+	Desired      string            `yaml:"desired,omitempty"`
+	Labels       map[string]string `yaml:"labels,omitempty"`
+	Capabilities map[string]any    `yaml:"capabilities,omitempty"`
+	Disabled     bool              `yaml:"disabled,omitempty"`
+	Probe        ProbeConfig       `yaml:"probe,omitempty"`
+}
+
+// ProbeConfig is how one server is probed; what is absent is taken from ProbeDefaults.
+type ProbeConfig struct {
+	Kind              string            `yaml:"kind,omitempty"`
+	URL               string            `yaml:"url,omitempty"`
+	Path              string            `yaml:"path,omitempty"`
+	Interval          Duration          `yaml:"interval,omitempty"`
+	Timeout           Duration          `yaml:"timeout,omitempty"`
+	MaxRetries        *int              `yaml:"max_retries,omitempty"`
+	BackoffMultiplier float64           `yaml:"backoff_multiplier,omitempty"`
+	Rise              int               `yaml:"rise,omitempty"`
+	StartGrace        Duration          `yaml:"start_grace,omitempty"`
+	SlowAfter         Duration          `yaml:"slow_after,omitempty"`
+	Expect            string            `yaml:"expect,omitempty"`
+	Headers           map[string]Secret `yaml:"headers,omitempty"`
+}
+
+// ProbeDefaults is how servers are probed that don't say otherwise, and how many at once.
+type ProbeDefaults struct {
+	Kind              string   `yaml:"kind"`
+	Path              string   `yaml:"path"`
+	Interval          Duration `yaml:"interval"`
+	Timeout           Duration `yaml:"timeout"`
+	MaxRetries        int      `yaml:"max_retries"`
+	BackoffMultiplier float64  `yaml:"backoff_multiplier"`
+	Rise              int      `yaml:"rise"`
+	StartGrace        Duration `yaml:"start_grace"`
+	SlowAfter         Duration `yaml:"slow_after"`
+	Concurrency       int      `yaml:"concurrency"`
+	PerEnvironment    int      `yaml:"per_environment"`
+}
+
+// HeartbeatConfig replaces the learned heartbeat limits by absolute ones.
+type HeartbeatConfig struct {
+	LateAfter Duration `yaml:"late_after,omitempty"`
+	LostAfter Duration `yaml:"lost_after,omitempty"`
+}
+
+// TransitionsConfig bounds how long a server may be starting or stopping.
+type TransitionsConfig struct {
+	StuckAfter Duration `yaml:"stuck_after"`
+}
+
+// FlappingConfig says when a server counts as flapping.
+type FlappingConfig struct {
+	Changes int      `yaml:"changes"`
+	Window  Duration `yaml:"window"`
+	Quiet   Duration `yaml:"quiet"`
+}
+
+// JournalConfig says how much is kept, and how safely.
+type JournalConfig struct {
+	Retention Duration `yaml:"retention"`
+	MaxBytes  Size     `yaml:"max_bytes"`
+	Sync      string   `yaml:"sync"` // normal, full
+}
+
+// DefaultConfig returns the configuration of an empty file.
+func DefaultConfig() *Config {
+	p := engine.DefaultPolicy()
+	return &Config{
+		Listen: "127.0.0.1:8080", Data: "./data", Log: LogConfig{Level: "info", Format: "auto"},
+		Probe: ProbeDefaults{
+			Kind: string(p.Probe.Kind), Path: p.Probe.Path, Interval: Duration(p.Probe.Interval),
+			Timeout: Duration(p.Probe.Timeout), MaxRetries: *p.Probe.MaxRetries,
+			BackoffMultiplier: p.Probe.BackoffMultiplier, Rise: p.Probe.Rise, StartGrace: Duration(p.Probe.StartGrace),
+			SlowAfter: Duration(p.Probe.SlowAfter), Concurrency: 512, PerEnvironment: 16,
+		},
+		Transitions: TransitionsConfig{StuckAfter: Duration(p.StuckAfter)},
+		Flapping:    FlappingConfig{Changes: p.FlapChanges, Window: Duration(p.FlapWindow), Quiet: Duration(p.FlapQuiet)},
+		Journal:     JournalConfig{Retention: Duration(90 * 24 * time.Hour), MaxBytes: 10 << 30, Sync: "normal"},
+		scale:       1,
+	}
+}
+
+// maxConfigBytes bounds a configuration file.
+const maxConfigBytes = 64 << 20
+
+// LoadConfig reads, expands and checks a configuration file. The error joins everything that is wrong, each with
+// file:line and the key at fault; on error there is no configuration.
+func LoadConfig(path string) (*Config, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return nil, &statussync.Error{Code: statussync.CodeInvalid, Location: path, Detail: "cannot be read", Err: unwrapPath(err)}
+	}
+	if st.IsDir() {
+		return nil, statussync.Invalid(path, "is a directory, not a configuration file")
+	}
+	if st.Size() > maxConfigBytes {
+		return nil, statussync.Invalid(path, "is larger than 64 MiB")
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, &statussync.Error{Code: statussync.CodeInvalid, Location: path, Detail: "cannot be read", Err: unwrapPath(err)}
+	}
+	return ParseConfig(path, data)
+}
+
+func unwrapPath(err error) error {
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		return pe.Err
+	}
+	return err
+}
+
+// ParseConfig is LoadConfig for bytes; name stands in its errors. Paths of token files are relative to name's folder.
+func ParseConfig(name string, data []byte) (*Config, error) {
+	d := &decoder{file: name, nodes: map[string]*yaml.Node{}}
+	c := DefaultConfig()
+	var root yaml.Node
+	if err := yaml.Unmarshal(data, &root); err != nil {
+		return nil, yamlError(name, err)
+	}
+	if len(root.Content) > 0 {
+		d.decode(root.Content[0], "", reflect.ValueOf(c).Elem())
+	}
+	if len(d.errs) == 0 {
+		c.check(d, filepath.Dir(name))
+	}
+	if err := d.err(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func yamlError(name string, err error) error {
+	var le *yaml.LoadError
+	if errors.As(err, &le) && le.Mark.Line > 0 {
+		return statussync.Invalid(fmt.Sprintf("%s:%d", name, le.Mark.Line), "is not YAML: "+le.Message)
+	}
+	return statussync.Invalid(name, "is not YAML: "+statussync.CleanText(err.Error(), statussync.MaxErrorText))
+}
+
+// roles in rising order of rights.
+var roles = []string{"viewer", "operator", "admin"}
+
+// minTokenLen is short enough for people's habits and long enough that five guesses a minute find nothing.
+const minTokenLen = 8
+
+func (c *Config) check(d *decoder, dir string) {
+	oneOf := func(path, v string, allowed ...string) {
+		if !slices.Contains(allowed, v) {
+			d.failAt(path, "must be one of %s, not %q", strings.Join(allowed, ", "), v)
+		}
+	}
+	positive := func(path string, v Duration) {
+		if v <= 0 {
+			d.failAt(path, "must be greater than zero")
+		}
+	}
+	host, _, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		d.failAt("listen", "%q is not host:port, such as 127.0.0.1:8080", c.Listen)
+	} else if !isLoopback(host) && (c.Auth == nil || len(c.Auth.Tokens) == 0) {
+		d.failAt("listen", "%q is reachable from other machines, so somebody must be named who may use it: add auth: {tokens: [{name: ops, role: admin, token: \"${OPS_TOKEN}\"}]}, or listen on 127.0.0.1", c.Listen)
+	}
+	if c.Data == "" {
+		d.failAt("data", "must name a folder")
+	}
+	oneOf("log.level", c.Log.Level, "debug", "info", "warn", "error")
+	oneOf("log.format", c.Log.Format, "auto", "text", "json")
+	oneOf("journal.sync", c.Journal.Sync, "normal", "full")
+	if c.Journal.Retention < Duration(time.Hour) {
+		d.failAt("journal.retention", "must be at least 1h")
+	}
+	if c.Journal.MaxBytes < 16<<20 {
+		d.failAt("journal.max_bytes", "must be at least 16MiB")
+	}
+	secrets := map[Secret]string{}
+	secret := func(path string, v *Secret, file string) {
+		if file != "" {
+			if *v != "" {
+				d.failAt(path+"_file", "is given beside %s; one of them is enough", path)
+				return
+			}
+			p := file
+			if !filepath.IsAbs(p) {
+				p = filepath.Join(dir, p)
+			}
+			b, err := os.ReadFile(p)
+			if err != nil {
+				d.failAt(path+"_file", "%s cannot be read: %v", file, unwrapPath(err))
+				return
+			}
+			*v = Secret(strings.TrimSpace(string(b)))
+		}
+		if *v == "" {
+			return
+		}
+		if len(*v) < minTokenLen {
+			d.failAt(path, "is shorter than %d characters", minTokenLen)
+		}
+		if other, dup := secrets[*v]; dup {
+			d.failAt(path, "is the same token as %s", other)
+		}
+		secrets[*v] = path
+	}
+	if c.Auth != nil {
+		names := map[string]bool{}
+		if c.Auth.LoginFailuresPerMinute < 0 || c.Auth.CommandsPerSecond < 0 {
+			d.failAt("auth", "limits must not be negative")
+		}
+		for i := range c.Auth.Tokens {
+			t := &c.Auth.Tokens[i]
+			p := fmt.Sprintf("auth.tokens[%d]", i)
+			checkID(d, p+".name", t.Name)
+			if names[t.Name] {
+				d.failAt(p+".name", "%q is given twice", t.Name)
+			}
+			names[t.Name] = true
+			oneOf(p+".role", t.Role, roles...)
+			secret(p+".token", &t.Token, t.TokenFile)
+			if t.Token == "" {
+				d.failAt(p+".token", "is missing; give token or token_file")
+			}
+		}
+	}
+	for i, s := range c.TrustedProxies {
+		if _, err := parsePrefix(s); err != nil {
+			d.failAt(fmt.Sprintf("trusted_proxies[%d]", i), "%v", err)
+		}
+	}
+	for i, s := range c.AllowNetworks {
+		if _, err := parsePrefix(s); err != nil {
+			d.failAt(fmt.Sprintf("allow_networks[%d]", i), "%v", err)
+		}
+	}
+	for i, s := range c.AllowedOrigins {
+		u, err := url.Parse(s)
+		if err != nil || u.Scheme == "" || u.Host == "" || u.Path != "" {
+			d.failAt(fmt.Sprintf("allowed_origins[%d]", i), "%q is not an origin such as https://status.example.com", s)
+		}
+	}
+	c.checkProbeDefaults(d, oneOf, positive)
+	if (c.Heartbeat.LateAfter == 0) != (c.Heartbeat.LostAfter == 0) {
+		d.failAt("heartbeat", "late_after and lost_after go together")
+	} else if c.Heartbeat.LateAfter > c.Heartbeat.LostAfter {
+		d.failAt("heartbeat.lost_after", "must not be shorter than late_after")
+	}
+	positive("transitions.stuck_after", c.Transitions.StuckAfter)
+	if c.Flapping.Changes < 2 {
+		d.failAt("flapping.changes", "must be at least 2")
+	}
+	positive("flapping.window", c.Flapping.Window)
+	positive("flapping.quiet", c.Flapping.Quiet)
+
+	envs := map[string]*EnvironmentConfig{}
+	for i := range c.Environments {
+		e := &c.Environments[i]
+		p := fmt.Sprintf("environments[%d]", i)
+		checkID(d, p+".id", e.ID)
+		if envs[e.ID] != nil {
+			d.failAt(p+".id", "%q is given twice", e.ID)
+		}
+		envs[e.ID] = e
+		checkText(d, p+".name", e.Name)
+		secret(p+".agent_token", &e.AgentToken, e.AgentTokenFile)
+		if e.AgentURL != "" {
+			checkURL(d, p+".agent_url", e.AgentURL)
+		}
+		if e.Address != "" && !validHost(e.Address) {
+			d.failAt(p+".address", "%q is not a host name or an IP address (without a port)", e.Address)
+		}
+	}
+	servers := map[string]bool{}
+	containers := map[[2]string]string{}
+	for i := range c.Servers {
+		s := &c.Servers[i]
+		p := fmt.Sprintf("servers[%d]", i)
+		checkID(d, p+".id", s.ID)
+		if servers[s.ID] {
+			d.failAt(p+".id", "%q is given twice", s.ID)
+		}
+		servers[s.ID] = true
+		checkText(d, p+".name", s.Name)
+		env := envs[s.Environment]
+		if s.Environment != "" {
+			if env == nil {
+				d.failAt(p+".environment", "no environment has the id %q", s.Environment)
+			}
+			key := [2]string{s.Environment, firstOf(s.Container, s.Name, s.ID)}
+			if other := containers[key]; other != "" {
+				d.failAt(p+".container", "%q is the container of %s already", key[1], other)
+			}
+			containers[key] = p
+		}
+		if s.Transport != "" && !statussync.Transport(s.Transport).Valid() {
+			d.failAt(p+".transport", "must be one of streamable-http, sse, http, stdio, not %q", s.Transport)
+		}
+		if s.Desired != "" {
+			oneOf(p+".desired", s.Desired, "running", "stopped")
+		}
+		if s.Endpoint != "" {
+			checkURL(d, p+".endpoint", s.Endpoint)
+		}
+		c.checkProbe(d, p+".probe", s, env)
+	}
+}
+
+func (c *Config) checkProbeDefaults(d *decoder, oneOf func(string, string, ...string), positive func(string, Duration)) {
+	pr := &c.Probe
+	oneOf("probe.kind", pr.Kind, "http", "none")
+	if !strings.HasPrefix(pr.Path, "/") {
+		d.failAt("probe.path", "must begin with /")
+	}
+	positive("probe.interval", pr.Interval)
+	positive("probe.timeout", pr.Timeout)
+	if pr.Interval > 0 && pr.Interval < Duration(minProbeInterval) {
+		d.failAt("probe.interval", "must be at least %s", formatDuration(minProbeInterval))
+	}
+	if pr.MaxRetries < 0 || pr.MaxRetries > 20 {
+		d.failAt("probe.max_retries", "must be between 0 and 20")
+	}
+	if pr.BackoffMultiplier < 1 || pr.BackoffMultiplier > 10 {
+		d.failAt("probe.backoff_multiplier", "must be between 1 and 10")
+	}
+	if pr.Rise < 1 || pr.Rise > 100 {
+		d.failAt("probe.rise", "must be between 1 and 100")
+	}
+	positive("probe.slow_after", pr.SlowAfter)
+	if pr.Concurrency < 1 || pr.Concurrency > 10_000 {
+		d.failAt("probe.concurrency", "must be between 1 and 10000")
+	}
+	if pr.PerEnvironment < 1 {
+		d.failAt("probe.per_environment", "must be at least 1")
+	}
+}
+
+// minProbeInterval protects servers from a configuration's slip.
+const minProbeInterval = 100 * time.Millisecond
+
+func (c *Config) checkProbe(d *decoder, p string, s *ServerConfig, env *EnvironmentConfig) {
+	pr := &s.Probe
+	switch pr.Kind {
+	case "", "http", "none":
+	case "mcp":
+		d.failAt(p+".kind", "mcp is not supported yet; use http")
+	default:
+		d.failAt(p+".kind", "must be one of http, none, not %q", pr.Kind)
+	}
+	if pr.Path != "" && !strings.HasPrefix(pr.Path, "/") {
+		d.failAt(p+".path", "must begin with /")
+	}
+	if pr.Interval != 0 && pr.Interval < Duration(minProbeInterval) {
+		d.failAt(p+".interval", "must be at least %s", formatDuration(minProbeInterval))
+	}
+	if pr.MaxRetries != nil && (*pr.MaxRetries < 0 || *pr.MaxRetries > 20) {
+		d.failAt(p+".max_retries", "must be between 0 and 20")
+	}
+	if pr.BackoffMultiplier != 0 && (pr.BackoffMultiplier < 1 || pr.BackoffMultiplier > 10) {
+		d.failAt(p+".backoff_multiplier", "must be between 1 and 10")
+	}
+	if pr.Rise < 0 || pr.Rise > 100 {
+		d.failAt(p+".rise", "must be between 1 and 100")
+	}
+	if pr.Expect != "" && pr.Expect != "open" {
+		d.failAt(p+".expect", "must be open or absent, not %q", pr.Expect)
+	}
+	where, target := p+".url", pr.URL
+	if target == "" {
+		where, target = strings.TrimSuffix(p, ".probe")+".endpoint", s.Endpoint
+	} else {
+		checkURL(d, where, target)
+	}
+	if env != nil && env.AgentURL != "" && target != "" && pr.Kind != "none" && sameHostPort(target, env.AgentURL) {
+		d.failAt(where, "is the address of the agent of %q, not of the server: a probe there would only prove that the agent lives", env.ID)
+	}
+	for k, v := range pr.Headers {
+		if k == "" || strings.ContainsAny(k, " \t\r\n:") || strings.ContainsAny(string(v), "\r\n") {
+			d.failAt(p+".headers", "%q is not a header", k)
+		}
+	}
+}
+
+func checkID(d *decoder, path, id string) {
+	switch {
+	case id == "":
+		d.failAt(path, "is missing")
+	case len(id) > 128:
+		d.failAt(path, "is longer than 128 bytes")
+	case strings.ContainsFunc(id, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._:@-", r))
+	}):
+		d.failAt(path, "%q must be made of letters, digits and . _ : @ -", id)
+	}
+}
+
+func checkText(d *decoder, path, s string) {
+	if s != statussync.CleanText(s, statussync.MaxNameText) {
+		d.failAt(path, "holds characters that cannot be shown, or is longer than %d bytes", statussync.MaxNameText)
+	}
+}
+
+func checkURL(d *decoder, path, s string) {
+	u, err := url.Parse(s)
+	switch {
+	case err != nil:
+		d.failAt(path, "is not a URL")
+	case u.Scheme != "http" && u.Scheme != "https":
+		d.failAt(path, "must begin with http:// or https://")
+	case u.Host == "" || u.Hostname() == "":
+		d.failAt(path, "names no host")
+	case u.User != nil:
+		d.failAt(path, "must not hold a user name or password; use headers")
+	case !validHost(u.Hostname()):
+		d.failAt(path, "%q is not a host name or an IP address", u.Hostname())
+	case !validPort(u.Port()):
+		d.failAt(path, "%q is not a port", u.Port())
+	}
+}
+
+func validPort(p string) bool {
+	if p == "" {
+		return true
+	}
+	ap, err := netip.ParseAddrPort("127.0.0.1:" + p)
+	return err == nil && ap.Port() != 0
+}
+
+func validHost(h string) bool {
+	if _, err := netip.ParseAddr(h); err == nil {
+		return true
+	}
+	if h == "" || len(h) > 253 {
+		return false
+	}
+	for _, label := range strings.Split(strings.TrimSuffix(h, "."), ".") {
+		if label == "" || len(label) > 63 || strings.ContainsFunc(label, func(r rune) bool {
+			return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_')
+		}) {
+			return false
+		}
+	}
+	return true
+}
+
+func sameHostPort(a, b string) bool {
+	ua, err1 := url.Parse(a)
+	ub, err2 := url.Parse(b)
+	return err1 == nil && err2 == nil && strings.EqualFold(ua.Hostname(), ub.Hostname()) && portOf(ua) == portOf(ub)
+}
+
+func portOf(u *url.URL) string {
+	if p := u.Port(); p != "" {
+		return p
+	}
+	if u.Scheme == "https" {
+		return "443"
+	}
+	return "80"
+}
+
+func isLoopback(host string) bool {
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	a, err := netip.ParseAddr(host)
+	return err == nil && a.IsLoopback()
+}
+
+func parsePrefix(s string) (netip.Prefix, error) {
+	if p, err := netip.ParsePrefix(s); err == nil {
+		return p.Masked(), nil
+	}
+	if a, err := netip.ParseAddr(s); err == nil {
+		return netip.PrefixFrom(a, a.BitLen()), nil
+	}
+	return netip.Prefix{}, fmt.Errorf("%q is not a network such as 10.0.0.0/8", s)
+}
+
+func firstOf(list ...string) string {
+	for _, s := range list {
+		if s != "" {
+			return s
+		}
+	}
+	return ""
+}
+
+// Policy returns the engine's policy with what the configuration says of it.
+func (c *Config) Policy() engine.Policy {
+	p := engine.DefaultPolicy()
+	retries := c.Probe.MaxRetries
+	p.Probe = statussync.ProbeSpec{
+		Kind: statussync.ProbeKind(c.Probe.Kind), Path: c.Probe.Path, Interval: time.Duration(c.Probe.Interval),
+		Timeout: time.Duration(c.Probe.Timeout), MaxRetries: &retries, BackoffMultiplier: c.Probe.BackoffMultiplier,
+		Rise: c.Probe.Rise, StartGrace: time.Duration(c.Probe.StartGrace), SlowAfter: time.Duration(c.Probe.SlowAfter),
+	}
+	p.LateAfter, p.LostAfter = time.Duration(c.Heartbeat.LateAfter), time.Duration(c.Heartbeat.LostAfter)
+	p.StuckAfter = time.Duration(c.Transitions.StuckAfter)
+	p.FlapChanges, p.FlapWindow, p.FlapQuiet = c.Flapping.Changes, time.Duration(c.Flapping.Window), time.Duration(c.Flapping.Quiet)
+	if c.scale != 1 {
+		p = p.Scaled(c.scale)
+	}
+	return p
+}
+
+// Registry returns the servers and environments that the configuration defines.
+func (c *Config) Registry() *statussync.RegistryUpdate {
+	r := &statussync.RegistryUpdate{Origin: statussync.OriginConfig, Full: true}
+	for i := range c.Environments {
+		e := &c.Environments[i]
+		r.Environments = append(r.Environments, statussync.Environment{
+			ID: e.ID, Name: firstOf(e.Name, e.ID), Owner: e.Owner, Address: e.Address, AgentURL: e.AgentURL,
+			HasToken: e.AgentToken != "", Origin: statussync.OriginConfig,
+		})
+	}
+	for i := range c.Servers {
+		s := &c.Servers[i]
+		desired := statussync.Desired(s.Desired)
+		if desired == "" {
+			desired = statussync.DesiredRunning
+		}
+		transport := statussync.Transport(s.Transport)
+		if transport == "" {
+			transport = statussync.TransportStreamableHTTP
+		}
+		var headers map[string]string
+		if len(s.Probe.Headers) > 0 {
+			headers = make(map[string]string, len(s.Probe.Headers))
+			for k, v := range s.Probe.Headers {
+				headers[k] = string(v)
+			}
+		}
+		scale := func(d Duration) time.Duration { return time.Duration(float64(d) * c.scale) }
+		r.Servers = append(r.Servers, statussync.Server{
+			ID: s.ID, Name: firstOf(s.Name, s.ID), EnvironmentID: s.Environment, Owner: s.Owner, Container: s.Container,
+			Endpoint: s.Endpoint, Transport: transport, Type: s.Type, Desired: desired, Labels: s.Labels,
+			Capabilities: s.Capabilities, Origin: statussync.OriginConfig, Disabled: s.Disabled,
+			Probe: statussync.ProbeSpec{
+				Kind: statussync.ProbeKind(s.Probe.Kind), URL: s.Probe.URL, Path: s.Probe.Path,
+				Interval: scale(s.Probe.Interval), Timeout: scale(s.Probe.Timeout), MaxRetries: s.Probe.MaxRetries,
+				BackoffMultiplier: s.Probe.BackoffMultiplier, Rise: s.Probe.Rise, StartGrace: scale(s.Probe.StartGrace),
+				SlowAfter: scale(s.Probe.SlowAfter), Expect: s.Probe.Expect, Headers: headers,
+			},
+		})
+	}
+	return r
+}

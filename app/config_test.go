@@ -1,0 +1,162 @@
+package app
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/agentopia/statussync"
+)
+
+const exampleConfig = `listen: 127.0.0.1:8080
+data: ./data
+log: {level: info, format: auto}
+auth:
+  tokens:
+    - {name: ops, role: admin, token: "${OPS_TOKEN}"}
+environments:
+  - {id: box-7, name: box-7, owner: u1, address: 127.0.0.1, agent_token: "${BOX7_TOKEN}", agent_url: "http://127.0.0.1:30000"}
+servers:
+  - {id: weather, name: weather, environment: box-7, endpoint: "http://127.0.0.1:9101/mcp", transport: streamable-http, desired: running, labels: {team: core},
+     probe: {kind: http, url: "http://127.0.0.1:9101/health", interval: 30s}}
+probe:     {kind: http, path: /health, interval: 30s, timeout: 10s, max_retries: 3, backoff_multiplier: 2, rise: 2, start_grace: 30s, slow_after: 2s, concurrency: 512, per_environment: 16}
+heartbeat: {}
+transitions: {stuck_after: 10m}
+flapping:  {changes: 6, window: 30m, quiet: 15m}
+journal:   {retention: 90d, max_bytes: 10GiB, sync: normal}
+`
+
+func TestExampleConfig(t *testing.T) {
+	t.Setenv("OPS_TOKEN", "ops-secret-1")
+	t.Setenv("BOX7_TOKEN", "box7-secret-1")
+	c, err := ParseConfig("statussync.yaml", []byte(exampleConfig))
+	if err != nil {
+		t.Fatal(err)
+	}
+	def := DefaultConfig()
+	if c.Probe != def.Probe || c.Flapping != def.Flapping || c.Journal != def.Journal || c.Transitions != def.Transitions {
+		t.Error("the documented defaults are not the defaults")
+	}
+	out, err := c.Effective()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, secret := range []string{"ops-secret-1", "box7-secret-1"} {
+		if strings.Contains(string(out), secret) {
+			t.Errorf("the effective configuration shows a secret:\n%s", out)
+		}
+	}
+	// What is printed is a configuration again (with masked secrets).
+	t.Run("effective parses", func(t *testing.T) {
+		again, err := ParseConfig("effective.yaml", []byte(strings.Replace(strings.Replace(string(out), "'***'", "token-one-1", 1), "'***'", "token-two-2", 1)))
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		if again.Servers[0].Probe.URL != "http://127.0.0.1:9101/health" || again.Journal != c.Journal {
+			t.Errorf("read back differently:\n%s", out)
+		}
+	})
+	r := c.Registry()
+	if len(r.Servers) != 1 || !r.Full || r.Servers[0].Labels["team"] != "core" || !r.Environments[0].HasToken {
+		t.Errorf("registry: %+v", r)
+	}
+}
+
+// Every malformed configuration is an error that names file, line and key.
+func TestBadConfig(t *testing.T) {
+	t.Setenv("SET", "a-long-enough-token")
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "short"), []byte("abc\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cases := []struct{ name, yaml, want string }{
+		{"not yaml", "listen: [", "c.yaml:"},
+		{"tab", "listen:\n\t- x\n", "c.yaml:2"},
+		{"top level list", "- a\n", "c.yaml:1: must be a mapping, not a list"},
+		{"unknown key", "data: x\nlisten_on: y\n", "c.yaml:2: listen_on: is no key that is known here"},
+		{"unknown nested key", "probe:\n  kind: http\n  intervall: 3s\n", "c.yaml:3: probe.intervall: is no key"},
+		{"duplicate key", "data: x\ndata: y\n", "c.yaml:2"},
+		{"wrong type", "servers: 7\n", "c.yaml:1: servers: must be a list, not a single value"},
+		{"bad duration", "probe:\n  interval: fast\n", `c.yaml:2: probe.interval: "fast" is not a duration`},
+		{"negative duration", "probe:\n  timeout: -3s\n", "c.yaml:2: probe.timeout"},
+		{"zero interval", "probe: {interval: 0s}\n", "c.yaml:1: probe.interval: must be greater than zero"},
+		{"bad size", "journal:\n  max_bytes: lots\n", "c.yaml:2: journal.max_bytes"},
+		{"bad bool", "auth: {legacy_viewer: maybe}\n", "auth.legacy_viewer: must be true or false"},
+		{"bad number", "flapping:\n  changes: many\n", "c.yaml:2: flapping.changes: must be a whole number"},
+		{"bad enum", "journal:\n  sync: sometimes\n", "c.yaml:2: journal.sync: must be one of normal, full"},
+		{"open to the world", "listen: 0.0.0.0:8080\n", "add auth:"},
+		{"open to the world v6", "listen: '[::]:8080'\n", "add auth:"},
+		{"listen without port", "listen: localhost\n", "c.yaml:1: listen"},
+		{"unset variable", "data: ${NOT_SET_ANYWHERE}\n", "c.yaml:1: data: the environment variable NOT_SET_ANYWHERE is not set"},
+		{"duplicate server", "servers:\n  - {id: a}\n  - {id: a}\n", `c.yaml:3: servers[1].id: "a" is given twice`},
+		{"duplicate environment", "environments:\n  - {id: a}\n  - {id: a}\n", "c.yaml:3: environments[1].id"},
+		{"duplicate container", "environments:\n  - {id: e}\nservers:\n  - {id: a, environment: e, container: c}\n  - {id: b, environment: e, container: c}\n", "c.yaml:5: servers[1].container"},
+		{"missing id", "servers:\n  - {name: a}\n", "c.yaml:2: servers[0].id: is missing"},
+		{"bad id", "servers:\n  - {id: 'a b'}\n", "c.yaml:2: servers[0].id"},
+		{"dangling environment", "servers:\n  - id: a\n    environment: nowhere\n", `c.yaml:3: servers[0].environment: no environment has the id "nowhere"`},
+		{"bad transport", "servers:\n  - {id: a, transport: smoke}\n", "servers[0].transport: must be one of"},
+		{"bad desired", "servers:\n  - {id: a, desired: flying}\n", "servers[0].desired"},
+		{"bad scheme", "servers:\n  - {id: a, endpoint: 'ftp://x/'}\n", "servers[0].endpoint: must begin with http://"},
+		{"userinfo", "servers:\n  - {id: a, endpoint: 'http://u:p@h/'}\n", "servers[0].endpoint: must not hold a user name"},
+		{"host trick", "servers:\n  - {id: a, probe: {url: 'http://127.0.0.1:30000@10.0.0.5:6379/'}}\n", "servers[0].probe.url"},
+		{"the agent's address", "environments:\n  - {id: e, agent_url: 'http://10.0.0.1:30000'}\nservers:\n  - {id: a, environment: e, endpoint: 'http://10.0.0.1:30000/mcp'}\n", "c.yaml:4: servers[0].endpoint: is the address of the agent"},
+		{"bad probe path", "servers:\n  - {id: a, probe: {path: '@evil/'}}\n", "servers[0].probe.path: must begin with /"},
+		{"bad role", "auth:\n  tokens:\n    - {name: a, role: king, token: 12345678}\n", "c.yaml:3: auth.tokens[0].role"},
+		{"missing token", "auth:\n  tokens:\n    - {name: a, role: admin}\n", "auth.tokens[0].token: is missing"},
+		{"short token", "auth: {tokens: [{name: a, role: admin, token: abc}]}\n", "is shorter than 8 characters"},
+		{"short token file", "auth: {tokens: [{name: a, role: admin, token_file: short}]}\n", "is shorter than 8 characters"},
+		{"missing token file", "auth: {tokens: [{name: a, role: admin, token_file: nothere}]}\n", "nothere cannot be read"},
+		{"two tokens alike", "auth: {tokens: [{name: a, role: admin, token: '${SET}'}, {name: b, role: viewer, token: '${SET}'}]}\n", "is the same token as"},
+		{"late without lost", "heartbeat: {late_after: 5s}\n", "late_after and lost_after go together"},
+		{"lost before late", "heartbeat: {late_after: 50s, lost_after: 5s}\n", "heartbeat.lost_after"},
+		{"bad network", "allow_networks: [10.0.0.0/99]\n", "allow_networks[0]"},
+		{"bad origin", "allowed_origins: ['example.com']\n", "allowed_origins[0]"},
+		{"hidden text", "servers:\n  - {id: a, name: \"x\\u202ey\"}\n", "servers[0].name: holds characters"},
+		{"alias bomb", "x: &a [1,2]\n", "x: is no key"},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			cfg, err := ParseConfig(filepath.Join(dir, "c.yaml"), []byte(c.yaml))
+			if err == nil {
+				t.Fatalf("accepted: %+v", cfg)
+			}
+			if !strings.Contains(err.Error(), c.want) {
+				t.Errorf("error %q does not say %q", err, c.want)
+			}
+			var e *statussync.Error
+			if !errors.As(err, &e) || e.Code != statussync.CodeInvalid {
+				t.Errorf("not an Error with code invalid: %v", err)
+			}
+		})
+	}
+}
+
+func TestConfigErrorsAreAllTold(t *testing.T) {
+	_, err := ParseConfig("c.yaml", []byte("log: {level: loud}\nprobe: {path: x}\nservers: [{id: a, environment: b}]\n"))
+	if err == nil || strings.Count(err.Error(), "c.yaml:") != 3 {
+		t.Errorf("want three errors, got %v", err)
+	}
+	if !(strings.Index(err.Error(), "c.yaml:1") < strings.Index(err.Error(), "c.yaml:2")) {
+		t.Errorf("errors are not in the file's order: %v", err)
+	}
+}
+
+func FuzzParseConfig(f *testing.F) {
+	f.Add([]byte(exampleConfig))
+	f.Add([]byte("servers: [{id: a, probe: {headers: {a: b}}}]"))
+	f.Add([]byte("a: &x [*x]"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		c, err := ParseConfig("f.yaml", b)
+		if (c == nil) == (err == nil) {
+			t.Fatal("either a configuration or an error")
+		}
+		if c != nil {
+			if _, err := c.Effective(); err != nil {
+				t.Fatal(err)
+			}
+			c.Registry()
+		}
+	})
+}
