@@ -2,10 +2,18 @@
 // nothing else: no clock, lock, goroutine, I/O or log. Time is an argument, effects are data.
 //
 // An Engine is owned by one goroutine; none of its methods may be called concurrently. Time never goes back: a now that
-// is older than the newest seen is taken as the newest seen.
+// is older than the newest seen is taken as the newest seen. The same observations at the same times give the same
+// effects.
 package engine
 
-import "github.com/agentopia/statussync"
+import (
+	"iter"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/agentopia/statussync"
+)
 
 // Effects is what follows from a step. The caller owns it and reuses it: the engine only appends. What the elements
 // point to is immutable from then on.
@@ -29,4 +37,204 @@ func (e *Effects) Reset() {
 	clear(e.Requests)
 	clear(e.Errors)
 	*e = Effects{Entries: e.Entries[:0], Requests: e.Requests[:0], Errors: e.Errors[:0], Unknown: e.Unknown[:0]}
+}
+
+func (e *Effects) fail(err *statussync.Error) { e.Errors = append(e.Errors, err) }
+
+// maxUnknownWords bounds the memory of words that no table knows; beyond it they are no longer told.
+const maxUnknownWords = 1000
+
+// Engine is the rules' memory: what is known of every server and environment.
+type Engine struct {
+	p       Policy
+	now     time.Time // the newest seen
+	started time.Time // of this run of the service: no heartbeat limit passes within the first interval after it
+
+	servers  map[string]*server
+	envs     map[string]*environment
+	envOrder []*environment // by id, so that samples are the same for the same history
+	versions versions       // of removed servers
+	windows  map[string]*statussync.Maintenance
+
+	due     dueHeap
+	doubt   doubt
+	pending []*server // falls that wait for the two questions
+	unknown map[string]struct{}
+	listed  []*server // reused: the servers that a report speaks of
+	reports uint64    // counts lists, so that who was listed is known without a set
+
+	dirty       map[*server]struct{}
+	dirtyEnvs   map[*environment]struct{}
+	dirtyGone   map[string]uint64 // removed servers whose record is to be written, with their version
+	dirtyDelete []statussync.Record
+	dirtySelf   bool
+	touched     map[string]struct{}
+	touchedEnvs map[string]struct{}
+}
+
+// New returns an empty engine. An invalid policy is a *statussync.Error that names the field.
+func New(p Policy) (*Engine, error) {
+	if err := p.Validate(); err != nil {
+		return nil, err
+	}
+	e := &Engine{
+		p: p, servers: map[string]*server{}, envs: map[string]*environment{}, windows: map[string]*statussync.Maintenance{},
+		unknown: map[string]struct{}{}, dirty: map[*server]struct{}{}, dirtyEnvs: map[*environment]struct{}{},
+		dirtyGone: map[string]uint64{}, touched: map[string]struct{}{}, touchedEnvs: map[string]struct{}{},
+	}
+	e.versions.init()
+	e.doubt.node.kind = dueDoubt
+	e.doubt.node.index = -1
+	return e, nil
+}
+
+func (e *Engine) advance(now time.Time) time.Time {
+	if now.After(e.now) {
+		e.now = now
+	}
+	return e.now
+}
+
+// Step takes one observation. What was due before now happens first. Nothing else but Tick and Gap makes time pass.
+func (e *Engine) Step(now time.Time, o statussync.Observation, eff *Effects) {
+	e.Tick(now, eff)
+	now = e.now
+	switch o := o.(type) {
+	case *statussync.AgentReport:
+		e.agentReport(now, o, eff)
+	case *statussync.AgentFailed:
+		e.agentFailed(now, o, eff)
+	case *statussync.RowHeartbeat:
+		e.rowHeartbeat(now, o, eff)
+	case *statussync.RecordSeen:
+		e.recordSeen(now, o, eff)
+	case *statussync.ProbeResult:
+		e.probeResult(now, o, eff)
+	case *statussync.RegistryUpdate:
+		e.registryUpdate(now, o, eff)
+	case *statussync.OverrideSet:
+		e.overrideSet(now, o, eff)
+	case *statussync.OverrideClear:
+		e.overrideClear(now, o, eff)
+	case *statussync.MaintenanceSet:
+		e.maintenanceSet(now, o, eff)
+	case *statussync.MaintenanceEnd:
+		e.maintenanceEnd(now, o, eff)
+	default:
+		eff.fail(statussync.Invalid("observation", "is of a kind that the engine does not know"))
+	}
+}
+
+// Tick does everything that is due at now. Calling it early or often is harmless.
+func (e *Engine) Tick(now time.Time, eff *Effects) {
+	now = e.advance(now)
+	for len(e.due) > 0 && !e.due[0].at.After(now) {
+		n := e.due[0]
+		e.due.remove(n)
+		switch n.kind {
+		case dueEnv:
+			e.evalEnv(n.env, now, eff)
+		case dueDoubt:
+			e.settle(now, eff)
+		case dueServer:
+			e.eval(n.server, now, statussync.SourceSystem, eff)
+		}
+	}
+}
+
+// Deadline is when Tick should be called next; ok is false when nothing is waiting.
+func (e *Engine) Deadline() (at time.Time, ok bool) {
+	if len(e.due) == 0 {
+		return time.Time{}, false
+	}
+	return e.due[0].at, true
+}
+
+// SetPolicy replaces the policy; what follows is concluded at once.
+func (e *Engine) SetPolicy(now time.Time, p Policy, eff *Effects) error {
+	if err := p.Validate(); err != nil {
+		return err
+	}
+	now = e.advance(now)
+	e.p = p
+	e.evalAll(now, eff)
+	return nil
+}
+
+func (e *Engine) evalAll(now time.Time, eff *Effects) {
+	for _, env := range e.envOrder {
+		e.evalEnv(env, now, eff)
+	}
+	for _, id := range slices.Sorted(maps.Keys(e.servers)) {
+		s := e.servers[id]
+		e.refreshTarget(s)
+		e.eval(s, now, statussync.SourceSystem, eff)
+	}
+}
+
+// Server returns a server's definition.
+func (e *Engine) Server(id string) (*statussync.Server, bool) {
+	if s, ok := e.servers[id]; ok {
+		return s.Def, true
+	}
+	return nil, false
+}
+
+// Status returns a server's conclusion, as last told in an entry, with its facts of now.
+func (e *Engine) Status(id string) (statussync.Status, bool) {
+	s, ok := e.servers[id]
+	if !ok {
+		return statussync.Status{}, false
+	}
+	st := s.Pub
+	st.LastHeartbeat = s.RowBeat
+	if s.env != nil && s.env.LastBeat.After(st.LastHeartbeat) {
+		st.LastHeartbeat = s.env.LastBeat
+	}
+	return st, true
+}
+
+// ServerIDs yields the ids of all servers, in no order; the engine must not change meanwhile.
+func (e *Engine) ServerIDs() iter.Seq[string] { return maps.Keys(e.servers) }
+
+// EnvironmentIDs yields the ids of all environments, in no order; the engine must not change meanwhile.
+func (e *Engine) EnvironmentIDs() iter.Seq[string] { return maps.Keys(e.envs) }
+
+// Touched appends the ids of the servers whose definition, conclusion or facts changed since it was last called; a
+// removed server is among them and no longer found.
+func (e *Engine) Touched(buf []string) []string {
+	for id := range e.touched {
+		buf = append(buf, id)
+	}
+	clear(e.touched)
+	return buf
+}
+
+// TouchedEnvironments is Touched for environments.
+func (e *Engine) TouchedEnvironments(buf []string) []string {
+	for id := range e.touchedEnvs {
+		buf = append(buf, id)
+	}
+	clear(e.touchedEnvs)
+	return buf
+}
+
+func (e *Engine) touch(s *server) {
+	e.dirty[s] = struct{}{}
+	e.touched[s.Def.ID] = struct{}{}
+}
+
+func (e *Engine) touchEnv(env *environment) {
+	e.dirtyEnvs[env] = struct{}{}
+	e.touchedEnvs[env.Def.ID] = struct{}{}
+}
+
+func (e *Engine) unknownWord(word string, eff *Effects) {
+	if word == "" || len(e.unknown) >= maxUnknownWords {
+		return
+	}
+	if _, ok := e.unknown[word]; !ok {
+		e.unknown[word] = struct{}{}
+		eff.Unknown = append(eff.Unknown, word)
+	}
 }

@@ -25,6 +25,7 @@ type Policy struct {
 
 	// Probes. These are the defaults of every server's ProbeSpec.
 	Probe           statussync.ProbeSpec // kind, path, interval 30 s, timeout 10 s, 3 retries, ×2, rise 2, grace 30 s, slow 2 s
+	BaseInterval    time.Duration        // 30 s: the interval for which the cadences below are given; they scale with a server's
 	RetryAfter      time.Duration        // 1 s: the first confirmation, and the second non-failure of a rise
 	CadenceBad      time.Duration        // 10 s: error or unhealthy, for the first BadFor
 	BadFor          time.Duration        // 10 min
@@ -64,7 +65,7 @@ func DefaultPolicy() Policy {
 			Kind: statussync.ProbeHTTP, Path: "/health", Interval: 30 * time.Second, Timeout: 10 * time.Second,
 			MaxRetries: &retries, BackoffMultiplier: 2, Rise: 2, StartGrace: 30 * time.Second, SlowAfter: 2 * time.Second,
 		},
-		RetryAfter: time.Second, CadenceBad: 10 * time.Second, BadFor: 10 * time.Minute, CadenceBadLong: 60 * time.Second,
+		BaseInterval: 30 * time.Second, RetryAfter: time.Second, CadenceBad: 10 * time.Second, BadFor: 10 * time.Minute, CadenceBadLong: 60 * time.Second,
 		CadenceStopped: 5 * time.Minute, CadenceChanging: 10 * time.Second, AlternateFactor: 2,
 		SampleTimeout: 2 * time.Second, SampleServes: 10 * time.Second, GatherFalls: 2 * time.Second,
 		HoldFalls: 30 * time.Second, DoubtShare: 0.55, DoubtServers: 10, DoubtHosts: 3, DoubtAgents: 5, DoubtFactor: 1.5,
@@ -80,7 +81,7 @@ func (p Policy) Scaled(f float64) Policy {
 	sc := func(d *time.Duration) { *d = time.Duration(float64(*d) * f) }
 	for _, d := range []*time.Duration{
 		&p.LateAfter, &p.LostAfter, &p.DefaultInterval, &p.MinInterval, &p.MaxLastGap, &p.AskEvery, &p.StuckAfter,
-		&p.StuckForgivenAfter, &p.Probe.Interval, &p.Probe.Timeout, &p.Probe.StartGrace, &p.Probe.SlowAfter, &p.RetryAfter,
+		&p.StuckForgivenAfter, &p.Probe.Interval, &p.Probe.Timeout, &p.Probe.StartGrace, &p.Probe.SlowAfter, &p.BaseInterval, &p.RetryAfter,
 		&p.CadenceBad, &p.BadFor, &p.CadenceBadLong, &p.CadenceStopped, &p.CadenceChanging, &p.SampleTimeout,
 		&p.SampleServes, &p.GatherFalls, &p.HoldFalls, &p.StopWait, &p.CrashLoopWindow, &p.RestartingGap, &p.FlapWindow,
 		&p.FlapQuiet,
@@ -93,4 +94,44 @@ func (p Policy) Scaled(f float64) Policy {
 	}
 	p.StopAsks = asks
 	return p
+}
+
+// Validate checks a policy. The error is a *statussync.Error with CodeInvalid that names the field.
+func (p *Policy) Validate() error {
+	for _, d := range []struct {
+		name string
+		d    time.Duration
+	}{
+		{"DefaultInterval", p.DefaultInterval}, {"MinInterval", p.MinInterval}, {"MaxLastGap", p.MaxLastGap},
+		{"AskEvery", p.AskEvery}, {"StuckAfter", p.StuckAfter}, {"StuckForgivenAfter", p.StuckForgivenAfter},
+		{"Probe.Interval", p.Probe.Interval}, {"Probe.Timeout", p.Probe.Timeout}, {"Probe.SlowAfter", p.Probe.SlowAfter},
+		{"BaseInterval", p.BaseInterval}, {"RetryAfter", p.RetryAfter}, {"CadenceBad", p.CadenceBad}, {"BadFor", p.BadFor},
+		{"CadenceBadLong", p.CadenceBadLong}, {"CadenceStopped", p.CadenceStopped}, {"CadenceChanging", p.CadenceChanging},
+		{"SampleTimeout", p.SampleTimeout}, {"SampleServes", p.SampleServes}, {"GatherFalls", p.GatherFalls},
+		{"HoldFalls", p.HoldFalls}, {"StopWait", p.StopWait}, {"CrashLoopWindow", p.CrashLoopWindow},
+		{"RestartingGap", p.RestartingGap}, {"FlapWindow", p.FlapWindow}, {"FlapQuiet", p.FlapQuiet},
+	} {
+		if d.d <= 0 {
+			return statussync.Invalid(d.name, "must be greater than zero")
+		}
+	}
+	for _, n := range []struct {
+		name string
+		ok   bool
+	}{
+		{"LateAfter", p.LateAfter >= 0 && (p.LateAfter > 0) == (p.LostAfter > 0)},
+		{"LostAfter", p.LostAfter >= p.LateAfter},
+		{"LateFactor", p.LateFactor > 0}, {"LostFactor", p.LostFactor >= p.LateFactor}, {"AskFactor", p.AskFactor > 0},
+		{"AskFailures", p.AskFailures > 0}, {"Probe.Kind", p.Probe.Kind != ""}, {"Probe.MaxRetries", p.Probe.MaxRetries != nil && *p.Probe.MaxRetries >= 0},
+		{"Probe.BackoffMultiplier", p.Probe.BackoffMultiplier >= 1}, {"Probe.Rise", p.Probe.Rise > 0},
+		{"Probe.StartGrace", p.Probe.StartGrace >= 0}, {"AlternateFactor", p.AlternateFactor > 0},
+		{"DoubtShare", p.DoubtShare > 0 && p.DoubtShare <= 1}, {"DoubtServers", p.DoubtServers > 0}, {"DoubtHosts", p.DoubtHosts > 0},
+		{"DoubtAgents", p.DoubtAgents > 0}, {"DoubtFactor", p.DoubtFactor > 0}, {"CrashLoopCount", p.CrashLoopCount > 0},
+		{"FlapChanges", p.FlapChanges > 0},
+	} {
+		if !n.ok {
+			return statussync.Invalid(n.name, "is out of range")
+		}
+	}
+	return nil
 }

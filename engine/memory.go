@@ -1,0 +1,203 @@
+package engine
+
+import (
+	"time"
+
+	"github.com/agentopia/statussync"
+)
+
+// server is all that is known of one server. The embedded memory is what survives a restart.
+type server struct {
+	memory
+	env  *environment
+	node dueNode
+
+	target  string               // URL to probe; empty: none
+	plan    statussync.ProbePlan // as last told
+	planned bool
+
+	spec     statussync.ProbeSpec // its own and the policy's together
+	raw      conclusion           // steps 1 to 3, as last computed
+	seenIn   uint64               // number of the last report that listed it, and where
+	seenAt   int
+	falling  bool      // a fall waits for the two questions
+	fallAt   time.Time // since when
+	stopWait *stopWait
+	replan   bool // its definition changed: the plan is told again
+	restored bool // from the store; a full registry update has not confirmed it yet
+}
+
+// memory is the stored part of a server; fields are exported for encoding/json.
+type memory struct {
+	Def *statussync.Server
+	Pub statussync.Status // as last told, with facts
+
+	Container containerEvidence
+	Record    recordEvidence
+	Probe     probeEvidence
+	Override  *statussync.Override
+
+	RowBeat   time.Time // our time of its row's last heartbeat
+	RowBeatAt time.Time // the row's own word
+
+	FirstSeen     time.Time
+	Ever          bool // some state was known once: its loss is stale, not never_seen
+	Base          statussync.State
+	RunningSince  time.Time // base state running without a break
+	StartingSince time.Time // step 2's clocks
+	StoppingSince time.Time
+	BadSince      time.Time // computed health unhealthy or state error, for the cadence
+	LastExit      *int      // last known exit code; forgotten when it is seen running
+
+	Restarting []time.Time // sightings that count, newest last
+	Starts     []time.Time // starts that nobody asked for
+	Flap       flapping
+}
+
+// containerEvidence is the newest that the agent said of a server's container.
+type containerEvidence struct {
+	Word        string
+	State       statussync.State // with "created" as starting; stateFor corrects it
+	Created     bool
+	Text        string
+	HealthCheck string
+	Exit        *int
+	AssertedAt  time.Time // of the newest report that listed it, or missed it from a complete list
+	FirstSaid   time.Time // since when it says just this
+	StartMin    time.Time // where the texts allow its start to lie; zero: not known
+	StartMax    time.Time
+	ExitMin     time.Time
+	ExitMax     time.Time
+	Port        int // last known published port
+	Shape       statussync.ReportShape
+	Overruled   bool // a newer answer won over these words
+	Absent      bool // listed before, listed no more
+}
+
+func (c *containerEvidence) known() bool { return !c.AssertedAt.IsZero() }
+
+func (c *containerEvidence) stateFor(d statussync.Desired) statussync.State {
+	if c.Created && d == statussync.DesiredStopped {
+		return statussync.StateStopped
+	}
+	return c.State
+}
+
+// recordEvidence is the database's word.
+type recordEvidence struct {
+	Word       string
+	Error      string
+	State      statussync.State
+	Desired    statussync.Desired // what records made of the desire so far
+	AssertedAt time.Time
+	SaidAt     time.Time // AssertedAt without downtime taken off: to be compared with exits, which are real times
+	Done       bool      // a report after this command showed another state than the one it leaves
+	Overruled  bool
+}
+
+// flapping is step 4's memory.
+type flapping struct {
+	Last    statussync.Health // last raw health that was not unknown
+	Changes []time.Time       // newest last, at most FlapChanges+1
+	On      bool
+	Held    conclusion
+	Prev    conclusion // the raw conclusion with Last
+}
+
+// conclusion is what steps 1 to 3 give.
+type conclusion struct {
+	State     statussync.State
+	Health    statussync.Health
+	Reason    statussync.Reason
+	Cause     string
+	LastError string
+}
+
+// stopWait is a clean stop of a healthy, wanted server that waits for a sign of life before it counts.
+type stopWait struct {
+	since, until time.Time
+	report       statussync.ContainerReport
+	absent       bool
+	asks         int  // of Policy.StopAsks, how many are done
+	probed       bool // else its agent is asked, else the next heartbeat is awaited
+	asked        bool
+}
+
+// environment is all that is known of one host.
+type environment struct {
+	envMemory
+	servers     []*server // by id
+	byContainer map[string]*server
+	node        dueNode
+
+	sample     *hostSample
+	asking     bool      // a question to the agent is out
+	nextAsk    time.Time // zero: none due
+	groupAt    time.Time // when the gathered falls of the host are told; zero: none are gathered
+	discovered map[string]*statussync.Discovered
+	implicit   bool // made by a server that names it; its registry never told of it
+	restored   bool
+}
+
+// envMemory is the stored part of an environment.
+type envMemory struct {
+	Def          *statussync.Environment
+	FirstSeen    time.Time
+	LastBeat     time.Time // our time
+	BeatAt       time.Time // the database's own word of it, where it comes from there
+	BeatRead     uint64    `json:"-"`
+	LastPush     time.Time // the last one that counts for gaps
+	Gaps         []time.Duration
+	AgentVersion string
+	System       *statussync.SystemStatus
+	Judged       statussync.AgentState // as its servers see it
+	HostLost     bool                  // found silent by its servers and agent at once
+	AskLost      bool                  // lost by failed questions
+	AskFails     int                   // past late, in a row
+	Answered     bool                  // it ever answered a question
+	Silent       []string              // told silent, with these servers; nil: not
+}
+
+func (env *environment) hasAgent() bool { return env.Def.HasToken || !env.LastBeat.IsZero() }
+
+// limits are when an environment of this heartbeat interval is late and lost.
+func (e *Engine) limits(env *environment) (interval, late, lost time.Duration) {
+	interval = e.interval(env)
+	if e.p.LateAfter > 0 && e.p.LostAfter > 0 {
+		return interval, e.p.LateAfter, e.p.LostAfter
+	}
+	return interval, time.Duration(float64(interval) * e.p.LateFactor), time.Duration(float64(interval) * e.p.LostFactor)
+}
+
+// interval is the learned one: the larger of the median of the last ten gaps and the last gap (up to a minute).
+func (e *Engine) interval(env *environment) time.Duration {
+	if env == nil || len(env.Gaps) < 3 {
+		return e.p.DefaultInterval
+	}
+	var buf [10]time.Duration
+	g := buf[:copy(buf[:], env.Gaps)]
+	for i := 1; i < len(g); i++ { // insertion sort: ten at most, and no allocation
+		for j := i; j > 0 && g[j] < g[j-1]; j-- {
+			g[j], g[j-1] = g[j-1], g[j]
+		}
+	}
+	median := g[len(g)/2]
+	if len(g)%2 == 0 {
+		median = (g[len(g)/2-1] + g[len(g)/2]) / 2
+	}
+	return max(median, min(env.Gaps[len(env.Gaps)-1], e.p.MaxLastGap), e.p.MinInterval)
+}
+
+// desired is what somebody wants of the server: the configuration's word, else the records', else unknown.
+func (s *server) desired() statussync.Desired {
+	if s.Def.Desired == statussync.DesiredRunning || s.Def.Desired == statussync.DesiredStopped {
+		return s.Def.Desired
+	}
+	if s.Record.Desired != "" {
+		return s.Record.Desired
+	}
+	return statussync.DesiredUnknown
+}
+
+// probed reports whether the server has an address that is asked.
+func (s *server) probed() bool { return s.target != "" }

@@ -1,0 +1,278 @@
+package engine
+
+import (
+	"encoding/json"
+	"slices"
+	"time"
+
+	"github.com/agentopia/statussync"
+)
+
+// recordVersion is the form of stored records; a newer one is refused.
+const recordVersion = 1
+
+type storedServer struct {
+	V       int
+	Removed uint64  `json:",omitempty"` // the version at removal; then there is no memory
+	Memory  *memory `json:",omitempty"`
+}
+
+type storedEnvironment struct {
+	V        int
+	Implicit bool `json:",omitempty"`
+	Memory   *envMemory
+}
+
+type storedEngine struct {
+	V       int
+	Windows []statussync.Maintenance `json:",omitempty"`
+}
+
+func encode(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("engine: a record that cannot be encoded: " + err.Error()) // only plain data is in them
+	}
+	return b
+}
+
+func (e *Engine) serverRecord(s *server) statussync.Record {
+	return statussync.Record{Kind: statussync.RecordServer, ID: s.Def.ID, Data: encode(storedServer{V: recordVersion, Memory: &s.memory})}
+}
+
+func (e *Engine) envRecord(env *environment) statussync.Record {
+	return statussync.Record{Kind: statussync.RecordEnvironment, ID: env.Def.ID, Data: encode(storedEnvironment{V: recordVersion, Implicit: env.implicit, Memory: &env.envMemory})}
+}
+
+// DirtyFor appends the records of the servers and environments that entries speak of, so that they are stored in the
+// same transaction, and takes them off Dirty's list.
+func (e *Engine) DirtyFor(entries []*statussync.Entry, buf []statussync.Record) []statussync.Record {
+	for _, en := range entries {
+		if en.ServerID != "" {
+			if s := e.servers[en.ServerID]; s != nil {
+				if _, ok := e.dirty[s]; ok {
+					delete(e.dirty, s)
+					buf = append(buf, e.serverRecord(s))
+				}
+			} else if v, ok := e.dirtyGone[en.ServerID]; ok {
+				delete(e.dirtyGone, en.ServerID)
+				buf = append(buf, goneRecord(en.ServerID, v))
+			}
+		}
+		if env := e.envs[en.EnvironmentID]; env != nil {
+			if _, ok := e.dirtyEnvs[env]; ok {
+				delete(e.dirtyEnvs, env)
+				buf = append(buf, e.envRecord(env))
+			}
+		}
+	}
+	return buf
+}
+
+func goneRecord(id string, version uint64) statussync.Record {
+	return statussync.Record{Kind: statussync.RecordServer, ID: id, Data: encode(storedServer{V: recordVersion, Removed: version})}
+}
+
+// Dirty appends the records of what else changed since it was last asked, at most limit of them (0: all), and reports
+// whether more is waiting.
+func (e *Engine) Dirty(buf []statussync.Record, limit int) (out []statussync.Record, more bool) {
+	room := func() bool {
+		limit--
+		return limit != -1
+	}
+	if limit <= 0 {
+		limit = -2 // never reaches the end
+		room = func() bool { return true }
+	}
+	for len(e.dirtyDelete) > 0 {
+		if !room() {
+			return buf, true
+		}
+		last := len(e.dirtyDelete) - 1
+		buf = append(buf, e.dirtyDelete[last])
+		e.dirtyDelete = e.dirtyDelete[:last]
+	}
+	if e.dirtySelf {
+		if !room() {
+			return buf, true
+		}
+		e.dirtySelf = false
+		buf = append(buf, statussync.Record{Kind: statussync.RecordEngine, Data: encode(storedEngine{V: recordVersion, Windows: e.Maintenances()})})
+	}
+	for id, v := range e.dirtyGone {
+		if !room() {
+			return buf, true
+		}
+		delete(e.dirtyGone, id)
+		buf = append(buf, goneRecord(id, v))
+	}
+	for env := range e.dirtyEnvs {
+		if !room() {
+			return buf, true
+		}
+		delete(e.dirtyEnvs, env)
+		buf = append(buf, e.envRecord(env))
+	}
+	for s := range e.dirty {
+		if !room() {
+			return buf, true
+		}
+		delete(e.dirty, s)
+		buf = append(buf, e.serverRecord(s))
+	}
+	return buf, false
+}
+
+// Restore fills a new engine from a stored record; Start ends the restoration. A record that cannot be read is a
+// *statussync.Error with CodeInvalid; the engine is as before then.
+func (e *Engine) Restore(r statussync.Record) error {
+	bad := func(detail string, err error) error {
+		return &statussync.Error{Code: statussync.CodeInvalid, Location: string(r.Kind) + " " + statussync.CleanText(r.ID, statussync.MaxNameText), Detail: detail, Err: err}
+	}
+	version := func(v int) error {
+		if v < 1 || v > recordVersion {
+			return bad("is stored in a form that this version does not know; was the store written by a newer one?", nil)
+		}
+		return nil
+	}
+	switch r.Kind {
+	case statussync.RecordServer:
+		var st storedServer
+		if err := json.Unmarshal(r.Data, &st); err != nil {
+			return bad("cannot be read", err)
+		}
+		if err := version(st.V); err != nil {
+			return err
+		}
+		if st.Memory == nil {
+			e.versions.put(r.ID, st.Removed)
+			return nil
+		}
+		if st.Memory.Def == nil || st.Memory.Def.ID != r.ID || r.ID == "" || e.servers[r.ID] != nil {
+			return bad("is not the record of that server", nil)
+		}
+		s := &server{memory: *st.Memory, restored: true}
+		s.node = dueNode{kind: dueServer, index: -1, server: s}
+		if f := &s.Flap; f.On && len(f.Changes) == 0 {
+			f.On = false // written by nobody we know; it would never become quiet
+		}
+		e.servers[r.ID] = s
+	case statussync.RecordEnvironment:
+		var st storedEnvironment
+		if err := json.Unmarshal(r.Data, &st); err != nil {
+			return bad("cannot be read", err)
+		}
+		if err := version(st.V); err != nil {
+			return err
+		}
+		if st.Memory == nil || st.Memory.Def == nil || st.Memory.Def.ID != r.ID || r.ID == "" || e.envs[r.ID] != nil {
+			return bad("is not the record of that environment", nil)
+		}
+		env := &environment{envMemory: *st.Memory, byContainer: map[string]*server{}, implicit: st.Implicit, restored: true}
+		if len(env.Gaps) > 10 {
+			env.Gaps = env.Gaps[len(env.Gaps)-10:]
+		}
+		e.addEnvironment(env)
+	case statussync.RecordEngine:
+		var st storedEngine
+		if err := json.Unmarshal(r.Data, &st); err != nil {
+			return bad("cannot be read", err)
+		}
+		if err := version(st.V); err != nil {
+			return err
+		}
+		for i := range st.Windows {
+			if len(e.windows) < maxWindows && st.Windows[i].ID != "" {
+				e.windows[st.Windows[i].ID] = &st.Windows[i]
+			}
+		}
+	default:
+		return bad("is of a kind that this version does not know", nil)
+	}
+	return nil
+}
+
+// Start begins, or goes on after a restoration: alive is when the service was last alive (zero: never before). It emits
+// every probe plan. Definitions from configuration are told afterwards by a RegistryUpdate with Full.
+func (e *Engine) Start(now, alive time.Time, eff *Effects) {
+	now = e.advance(now)
+	e.started = now
+	for _, s := range e.sorted() {
+		e.link(s, now)
+	}
+	if !alive.IsZero() && now.After(alive) {
+		e.shift(now.Sub(alive))
+	}
+	clear(e.dirty)
+	clear(e.dirtyEnvs)
+	e.evalAll(now, eff)
+	for _, s := range e.servers {
+		e.touched[s.Def.ID] = struct{}{}
+	}
+	for id := range e.envs {
+		e.touchedEnvs[id] = struct{}{}
+	}
+}
+
+func (e *Engine) sorted() []*server {
+	out := make([]*server, 0, len(e.servers))
+	for _, s := range e.servers {
+		out = append(out, s)
+	}
+	slices.SortFunc(out, func(a, b *server) int { return compare(a.Def.ID, b.Def.ID) })
+	return out
+}
+
+// Gap tells that nothing was observed for d, which ended at now (the process was suspended, or the clock was stepped
+// forward): d is taken off heartbeat, evidence, probe, deadline and flapping clocks, not off override and maintenance
+// ends.
+func (e *Engine) Gap(now time.Time, d time.Duration, eff *Effects) {
+	now = e.advance(now)
+	if d > 0 {
+		e.shift(d)
+		e.started = now
+	}
+	for _, s := range e.servers {
+		e.dirty[s] = struct{}{}
+	}
+	for _, env := range e.envs {
+		e.dirtyEnvs[env] = struct{}{}
+	}
+	e.evalAll(now, eff)
+}
+
+// shift takes time during which nothing could be observed off all clocks of evidence. Real times that agents told
+// (starts, exits) stay.
+func (e *Engine) shift(d time.Duration) {
+	move := func(times ...*time.Time) {
+		for _, t := range times {
+			if !t.IsZero() {
+				*t = t.Add(d)
+			}
+		}
+	}
+	for _, s := range e.servers {
+		p, c := &s.Probe, &s.Container
+		move(&c.AssertedAt, &c.FirstSaid, &s.Record.AssertedAt, &p.Since, &p.LastAt, &p.FailSince, &p.OKAt, &p.GraceFrom,
+			&p.AltSince, &s.RowBeat, &s.FirstSeen, &s.RunningSince, &s.StartingSince, &s.StoppingSince, &s.BadSince)
+		for i := range s.Restarting {
+			move(&s.Restarting[i])
+		}
+		for i := range s.Starts {
+			move(&s.Starts[i])
+		}
+		for i := range s.Flap.Changes {
+			move(&s.Flap.Changes[i])
+		}
+		if w := s.stopWait; w != nil {
+			move(&w.since, &w.until)
+		}
+	}
+	for _, env := range e.envs {
+		move(&env.FirstSeen, &env.LastBeat, &env.LastPush, &env.nextAsk, &env.groupAt)
+		if h := env.sample; h != nil {
+			move(&h.at, &h.until, &h.first)
+		}
+	}
+	move(&e.doubt.at, &e.doubt.until, &e.doubt.holdUntil, &e.doubt.recheck)
+}
