@@ -148,10 +148,13 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener, log 
 	g := guard.New(guard.Options{AllowNetworks: networks})
 	userAgent := "statussync/" + o.Version
 	s.prober = httpprobe.New(httpprobe.Options{Guard: g, UserAgent: userAgent})
-	s.probes = probe.New(probe.Options{
+	s.probes, err = probe.New(probe.Options{
 		Probers:     map[statussync.ProbeKind]statussync.Prober{statussync.ProbeHTTP: s.prober.Probe},
 		Concurrency: c.Probe.Concurrency, PerEnvironment: c.Probe.PerEnvironment, Logger: log.With("component", "probe"),
 	})
+	if err != nil {
+		return nil, err
+	}
 	s.asker = dtma.NewAsker(dtma.AskerOptions{Guard: g, UserAgent: userAgent, Logger: log.With("component", "dtma")})
 	s.hub, err = hub.New(hub.Options{
 		Journal: s.store, Policy: c.Policy(), Requester: requesters{s.probes, s.asker}, Checker: s.probes,

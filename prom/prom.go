@@ -32,6 +32,15 @@ type Sample struct {
 	Counter bool // else a gauge
 	Labels  map[string]string
 	Value   float64
+	// Histogram, where not nil, replaces Value: Counts below or at each upper bound, all together, and the sum.
+	Histogram *Histogram
+}
+
+// Histogram is a distribution: Below[bound] counts what is at most bound, cumulatively.
+type Histogram struct {
+	Below map[float64]uint64
+	Count uint64
+	Sum   float64
 }
 
 var healthCode = map[statussync.Health]float64{
@@ -133,7 +142,14 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		for k, v := range s.Labels {
 			names, values = append(names, k), append(values, v)
 		}
-		m, err := prometheus.NewConstMetric(prometheus.NewDesc("statussync_"+s.Name, s.Help, names, nil), kind, s.Value, values...)
+		desc := prometheus.NewDesc("statussync_"+s.Name, s.Help, names, nil)
+		var m prometheus.Metric
+		var err error
+		if h := s.Histogram; h != nil {
+			m, err = prometheus.NewConstHistogram(desc, h.Count, h.Sum, h.Below, values...)
+		} else {
+			m, err = prometheus.NewConstMetric(desc, kind, s.Value, values...)
+		}
 		if err != nil {
 			m = prometheus.NewInvalidMetric(prometheus.NewInvalidDesc(err), err)
 		}

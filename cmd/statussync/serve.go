@@ -1,0 +1,96 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/agentopia/statussync/app"
+)
+
+func (c *cli) serveCmd() *cobra.Command {
+	var file string
+	cmd := &cobra.Command{
+		Use:   "serve --config FILE",
+		Short: "Run the service for your own fleet",
+		Long: `Runs the service until Ctrl-C or SIGTERM, and then stops it within about 3 s. Logs go to the standard error.
+Check a configuration first with "statussync config check FILE".`,
+		Example: `  statussync serve --config statussync.yaml`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := app.LoadConfig(file)
+			if err != nil {
+				return &usageError{err}
+			}
+			return app.Run(cmd.Context(), app.Options{
+				ConfigFile: file, Config: cfg, Logger: app.NewLogger(c.stderr, cfg.Log.Level, cfg.Log.Format), Version: c.system.version,
+			})
+		},
+	}
+	cmd.Flags().StringVar(&file, "config", "", "configuration file (YAML)")
+	if err := cmd.MarkFlagRequired("config"); err != nil {
+		panic(err) // the flag stands one line above
+	}
+	if err := cmd.MarkFlagFilename("config", "yaml", "yml"); err != nil {
+		panic(err)
+	}
+	return cmd
+}
+
+func (c *cli) demoCmd() *cobra.Command {
+	var (
+		o        app.DemoOptions
+		logLevel = enum{value: "error", allowed: []string{"debug", "info", "warn", "error"}}
+	)
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "Show it live: the real service with a simulated fleet",
+		Long: `Runs the real service and, beside it, a simulated fleet on real loopback sockets: environments with agents, servers,
+and faults that keep happening. Times are compressed. Updates are shown as they happen, until Ctrl-C; the other commands
+work against it meanwhile.`,
+		Example: `  statussync demo
+  statussync demo --listen 127.0.0.1:9090 --quiet`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.Logger = app.NewLogger(c.stderr, logLevel.value, "auto")
+			o.Version, o.Command, o.Out, o.Color = c.system.version, c.system.command, c.stdout, c.colour()
+			return app.RunDemo(cmd.Context(), o)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.Listen, "listen", "", "address of the service (default 127.0.0.1:8080, or a free port where that is taken)")
+	f.StringVar(&o.Data, "data", "", "folder of the journal (default: a temporary one, removed at the end)")
+	f.BoolVar(&o.Quiet, "quiet", false, "only say where to look, without the stream of updates")
+	f.Var(&logLevel, "log-level", "what the service logs to the standard error")
+	return cmd
+}
+
+func (c *cli) configCmd() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "config",
+		Short: "Work with configuration files",
+		Args:  cobra.ArbitraryArgs,
+		RunE:  subcommands,
+	}
+	cmd.AddCommand(&cobra.Command{
+		Use:   "check FILE",
+		Short: "Check a configuration and print what is in effect",
+		Long: `Reads and checks a configuration file. A good one is printed whole, with all defaults and with secrets masked. Of a bad
+one everything that is wrong is listed, with file and line, and the exit code is 2.`,
+		Example: `  statussync config check statussync.yaml`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			cfg, err := app.LoadConfig(args[0])
+			if err != nil {
+				return &usageError{err}
+			}
+			b, err := cfg.Effective()
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(c.stdout, "# %s is valid. This is in effect:\n%s", text(args[0]), b)
+			return err
+		},
+	})
+	return cmd
+}

@@ -1,0 +1,284 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/agentopia/statussync"
+	"github.com/agentopia/statussync/wire"
+)
+
+// Sizes of what a stream takes and writes at once.
+const (
+	fewEvents  = 8        // while little happens: the buffer is held by every idle stream
+	manyEvents = 256      // while there is more than that
+	writeChunk = 64 << 10 // bytes; a longer write is cut up, so that a slow but reading client is not taken for a dead one
+)
+
+// noEpoch is an epoch that no log has: a name has something after the "e".
+const noEpoch statussync.Epoch = "e"
+
+// eventStream is an SSE stream (docs/protocols.md §3). Its handler's goroutine does everything.
+type eventStream struct {
+	waker waker
+	why   atomic.Pointer[closeReason]
+	dueAt atomic.Int64 // Unix nanoseconds
+}
+
+func (s *eventStream) due(now time.Time) bool { return now.UnixNano() >= s.dueAt.Load() }
+func (s *eventStream) wake()                  { s.waker.wake() }
+func (s *eventStream) cut()                   { s.waker.wake() } // a blocked write ends by its own deadline
+
+func (s *eventStream) end(why closeReason) {
+	s.why.CompareAndSwap(nil, &why)
+	s.waker.wake()
+}
+
+// stream serves the live stream as server-sent events. What is wrong with the request is answered before it begins,
+// except a Last-Event-ID: an EventSource that meets anything but 200 stops for good, so it gets a resync instead.
+func (a *API) stream(w http.ResponseWriter, r *http.Request) {
+	if err := a.checkOrigin(r); err != nil {
+		a.fail(w, r, err)
+		return
+	}
+	req, err := streamRequest(r)
+	if err != nil {
+		a.fail(w, r, err)
+		return
+	}
+	cred := requestOf(r).cred
+	if !a.limits.connect(cred.Name) {
+		a.fail(w, r, withRetry{statussync.NewError(statussync.CodeRateLimited, "too many connections with this credential", nil), 30})
+		return
+	}
+	defer a.limits.disconnect(cred.Name)
+	if !a.streams.enter() {
+		a.fail(w, r, statussync.NewError(statussync.CodeUnavailable, "the service is stopping", nil))
+		return
+	}
+	defer a.streams.leave()
+	s := &eventStream{waker: waker{parent: r.Context()}}
+	a.streams.add(s)
+	slow := false
+	defer func() { a.streams.remove(s, 0, slow) }()
+	sub, err := a.opts.Hub.Subscribe(r.Context(), req)
+	if err != nil {
+		a.fail(w, r, inQuery(err))
+		return
+	}
+	defer sub.Close()
+	rc := http.NewResponseController(w)
+	_ = rc.SetReadDeadline(time.Time{}) // the server's limit on reading a request must not end a stream
+	h := w.Header()
+	h.Set("Content-Type", "text/event-stream")
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Accel-Buffering", "no")
+	w.WriteHeader(http.StatusOK)
+
+	out := &eventWriter{a: a, w: w, rc: rc, cred: cred.Name, replay: a.opts.Hub.Ready().Head, mark: req.Cursor == statussync.Cursor{} && !req.Snapshot}
+	out.buf = append(out.buf, "retry: 2000\n\n"...)
+	err = s.run(r.Context(), a, sub, out, cred.ExpiresAt)
+	slow = errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// run tells events until the stream ends. The error is that of a write.
+func (s *eventStream) run(ctx context.Context, a *API, sub statussync.Subscription, out *eventWriter, expires time.Time) error {
+	buf := make([]statussync.Event, 0, fewEvents)
+	bookmarkAt := time.Now().Add(a.opts.BookmarkEvery)
+	for {
+		armed := s.waker.arm()
+		now := time.Now()
+		if s.why.Load() != nil || ctx.Err() != nil || (!expires.IsZero() && !now.Before(expires)) {
+			return nil
+		}
+		if !now.Before(bookmarkAt) {
+			if at, ok := sub.Bookmark(); ok {
+				out.bookmark(at)
+				bookmarkAt = now.Add(a.opts.BookmarkEvery)
+			}
+		}
+		if now.Sub(out.wrote) >= a.opts.CommentEvery && len(out.buf) == 0 {
+			out.buf = append(out.buf, ":\n\n"...)
+		}
+		if err := out.flush(); err != nil {
+			return err
+		}
+		next := earliest(bookmarkAt, out.wrote.Add(a.opts.CommentEvery), expires)
+		s.dueAt.Store(next.UnixNano())
+		if wait := time.Until(out.notBefore); wait > 0 {
+			pause(armed, wait)
+			continue
+		}
+		events, err := sub.Next(armed, buf[:0])
+		for i := range events {
+			if werr := out.event(&events[i]); werr != nil {
+				return werr
+			}
+		}
+		clear(events)
+		switch {
+		case len(events) == cap(buf) && cap(buf) == fewEvents:
+			buf = make([]statussync.Event, 0, manyEvents)
+		case len(events) < fewEvents && cap(buf) > fewEvents:
+			buf = make([]statussync.Event, 0, fewEvents)
+		}
+		if werr := out.flush(); werr != nil {
+			return werr
+		}
+		if err != nil && armed.Err() == nil {
+			return nil // the hub stops; the client comes again and resumes
+		}
+	}
+}
+
+// pause waits until ctx ends, or for d.
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// earliest returns the first of the times that are not zero.
+func earliest(times ...time.Time) time.Time {
+	var min time.Time
+	for _, t := range times {
+		if !t.IsZero() && (min.IsZero() || t.Before(min)) {
+			min = t
+		}
+	}
+	return min
+}
+
+// streamParams are what /stream knows beside filterParams.
+var streamParams = []string{"cursor", "snapshot", "mode"}
+
+func streamRequest(r *http.Request) (req statussync.SubscribeRequest, err error) {
+	q := r.URL.Query()
+	if err := knownParams(q, filterParams, streamParams); err != nil {
+		return req, err
+	}
+	if req.Filter, err = filterParam(q); err != nil {
+		return req, err
+	}
+	if req.Snapshot, err = boolParam(q, "snapshot"); err != nil {
+		return req, err
+	}
+	req.Mode = statussync.Mode(q.Get("mode"))
+	req.Filter.Leave = req.Filter.Leave || req.Snapshot || req.Mode == statussync.ModeLatest
+	if req.Cursor, err = cursorParam(q, "cursor"); err != nil {
+		return req, err
+	}
+	if err := wire.CheckRequest(req); err != nil {
+		return req, inQuery(err)
+	}
+	if id := r.Header.Get("Last-Event-ID"); id != "" {
+		// An EventSource reconnects with the URL that it began with. It has its snapshot already, and is told by a
+		// resync, which brings a new one, where its position can't be continued.
+		req.Snapshot = false
+		if req.Cursor, err = statussync.ParseCursor(id); err != nil {
+			req.Cursor, err = statussync.Cursor{Epoch: noEpoch, Seq: 1}, nil
+		}
+	}
+	return req, err
+}
+
+// eventWriter writes events with a deadline per write.
+type eventWriter struct {
+	a      *API
+	w      http.ResponseWriter
+	rc     *http.ResponseController
+	cred   string
+	buf    []byte
+	wrote  time.Time         // when something was last written
+	last   statussync.Cursor // the newest id that was written
+	mark   bool              // "subscribed" is a position to resume from: nothing older is on its way
+	replay statussync.Cursor // what was there when the subscription began, and counts as replay
+
+	replayed  int       // bytes of replay in buf
+	notBefore time.Time // the credential has read too much; go on then
+}
+
+func (o *eventWriter) event(e *statussync.Event) error {
+	var name string
+	id := false
+	switch e.Type {
+	case statussync.EventEntry:
+		name, id = string(wire.FrameOf(e.Entry.Kind)), true
+		o.a.streams.entries.Add(1)
+	case statussync.EventSubscribed:
+		name, id = string(e.Type), o.mark
+	case statussync.EventSnapshotEnd:
+		name, id = string(e.Type), true
+	default:
+		name = string(e.Type)
+	}
+	from := len(o.buf)
+	if id {
+		o.id(e.Cursor)
+	}
+	o.buf = append(o.buf, "event: "...)
+	o.buf = append(o.buf, name...)
+	o.buf = append(o.buf, "\ndata: "...)
+	o.buf = wire.AppendEventData(o.buf, e)
+	o.buf = append(o.buf, "\n\n"...)
+	if isReplay(e, o.replay) {
+		o.replayed += len(o.buf) - from
+	}
+	if len(o.buf) >= writeChunk {
+		return o.flush()
+	}
+	return nil
+}
+
+// isReplay reports whether an event was not caused by something new.
+func isReplay(e *statussync.Event, head statussync.Cursor) bool {
+	return e.Type == statussync.EventSnapshot || (e.Type == statussync.EventEntry && e.Cursor.Seq <= head.Seq)
+}
+
+func (o *eventWriter) id(at statussync.Cursor) {
+	o.buf = append(o.buf, "id: "...)
+	o.buf = wire.AppendCursor(o.buf, at)
+	o.buf = append(o.buf, '\n')
+	o.last = at
+}
+
+// bookmark writes a block that only moves the client's Last-Event-ID; EventSource tells nobody of it.
+func (o *eventWriter) bookmark(at statussync.Cursor) {
+	if at != o.last {
+		o.id(at)
+		o.buf = append(o.buf, '\n')
+	}
+}
+
+func (o *eventWriter) flush() error {
+	if len(o.buf) == 0 {
+		return nil
+	}
+	for b := o.buf; len(b) > 0; {
+		n := min(len(b), writeChunk)
+		_ = o.rc.SetWriteDeadline(time.Now().Add(o.a.opts.WriteTimeout)) // no deadlines: in tests only
+		if _, err := o.w.Write(b[:n]); err != nil {
+			return err
+		}
+		if err := o.rc.Flush(); err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	if o.wrote = time.Now(); cap(o.buf) > 4*writeChunk {
+		o.buf = nil // a snapshot's; not worth keeping
+	}
+	o.buf = o.buf[:0]
+	if o.replayed > 0 {
+		o.notBefore = o.wrote.Add(o.a.limits.replayed(o.cred, o.replayed))
+		o.replayed = 0
+	}
+	return nil
+}
