@@ -249,6 +249,18 @@ func (p *part) join(limit time.Duration) error {
 	}
 }
 
+// within runs a stop that may block, and gives it up after the limit.
+func within(name string, limit time.Duration, stop func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- stop() }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(limit):
+		return fmt.Errorf("%s did not stop within %s", name, limit)
+	}
+}
+
 func (s *service) run(ctx context.Context, onReady func(Ready)) (err error) {
 	ended := make(chan error, 8) // room for every part, so that none waits to end
 	core := start("hub", ended, s.hub.Run)
@@ -309,16 +321,10 @@ func (s *service) shutdown(core *part, others []*part) error {
 	for _, p := range others {
 		errs = append(errs, p.join(stopSources))
 	}
+	errs = append(errs, within("api", stopHTTP, func() error { s.api.Close(); return nil }))
 	s.prober.Close()
 	errs = append(errs, core.join(stopHub))
-	closed := make(chan error, 1)
-	go func() { closed <- s.store.Close() }()
-	select {
-	case err := <-closed:
-		errs = append(errs, err)
-	case <-time.After(stopStore):
-		errs = append(errs, fmt.Errorf("store did not close within %s", stopStore))
-	}
+	errs = append(errs, within("store", stopStore, s.store.Close))
 	err := errors.Join(errs...)
 	if err != nil {
 		s.log.Error("stopped", "took", time.Since(began).Round(time.Millisecond), "error", err)

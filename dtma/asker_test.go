@@ -117,9 +117,7 @@ func TestAskerReports(t *testing.T) {
 }
 
 func TestAskerFailures(t *testing.T) {
-	release := make(chan struct{})
-	hang := agentServer(t, func(http.ResponseWriter, *http.Request) { <-release })
-	t.Cleanup(func() { close(release) })
+	hang := agentServer(t, func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	answer := func(code int, body string) string {
 		return agentServer(t, func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(code)
@@ -132,10 +130,10 @@ func TestAskerFailures(t *testing.T) {
 	}
 	closed := "http://" + l.Addr().String()
 	_ = l.Close()
-	stuck := agentServer(t, func(w http.ResponseWriter, _ *http.Request) {
+	stuck := agentServer(t, func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, `{"status":`)
 		_ = http.NewResponseController(w).Flush()
-		<-release
+		<-r.Context().Done()
 	})
 	a, to := start(t, AskerOptions{})
 	for url, cause := range map[string]string{
@@ -243,9 +241,8 @@ func TestAskerWaitsAndLimits(t *testing.T) {
 }
 
 func TestAskerEnds(t *testing.T) {
-	entered, release := make(chan struct{}), make(chan struct{})
-	url := agentServer(t, func(http.ResponseWriter, *http.Request) { close(entered); <-release })
-	t.Cleanup(func() { close(release) })
+	entered := make(chan struct{})
+	url := agentServer(t, func(_ http.ResponseWriter, r *http.Request) { close(entered); <-r.Context().Done() })
 	a, to := NewAsker(AskerOptions{}), channel{c: make(chan statussync.Observation, 10)}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)

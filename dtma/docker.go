@@ -87,8 +87,8 @@ func parseExit(s string) (code *int, age statussync.AgeRange) {
 // years of 365 days of those rounded hours. The units change at 1 minute, 1, 48, 336, 1440 and 17520 hours.
 func parseAge(s string) statussync.AgeRange {
 	const h = time.Hour
-	s = strings.TrimSpace(s)
-	switch strings.ToLower(s) {
+	s = strings.ToLower(strings.TrimSpace(s))
+	switch s {
 	case "less than a second":
 		return statussync.AgeRange{Max: time.Second}
 	case "about a minute":

@@ -118,7 +118,7 @@ func (r *reader) skip() error {
 	case '[':
 		return r.list(r.skip)
 	case '"':
-		_, err := r.raw()
+		_, _, err := r.raw()
 		return err
 	case 't':
 		return r.literal("true")
@@ -183,49 +183,45 @@ func (r *reader) number() ([]byte, error) {
 	return r.b[start:r.i], nil
 }
 
-// raw reads a string and returns what stands between its quotes, escapes and all.
-func (r *reader) raw() ([]byte, error) {
+// raw reads a string and returns what stands between its quotes, escapes and all, and whether there are any.
+func (r *reader) raw() (s []byte, escaped bool, err error) {
 	r.i++
 	start := r.i
 	for r.i < len(r.b) {
 		switch c := r.b[r.i]; {
 		case c == '"':
 			r.i++
-			return r.b[start : r.i-1], nil
+			return r.b[start : r.i-1], escaped, nil
 		case c < 0x20:
-			return nil, r.syntax("control character in a string")
+			return nil, false, r.syntax("control character in a string")
 		case c == '\\':
+			escaped = true
 			if r.i++; r.i >= len(r.b) {
-				return nil, r.syntax("it ends too early")
+				return nil, false, r.syntax("it ends too early")
 			}
 			switch r.b[r.i] {
 			case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
 			case 'u':
 				if hex4(r.b[r.i+1:]) < 0 {
-					return nil, r.syntax("bad escape")
+					return nil, false, r.syntax("bad escape")
 				}
 				r.i += 4
 			default:
-				return nil, r.syntax("bad escape")
+				return nil, false, r.syntax("bad escape")
 			}
 		}
 		r.i++
 	}
-	return nil, r.syntax("it ends too early")
+	return nil, false, r.syntax("it ends too early")
 }
 
 // str reads a string. Without escapes, which is the rule, the result is part of the input; it must be copied to be kept.
 func (r *reader) str() ([]byte, error) {
-	s, err := r.raw()
-	if err != nil {
-		return nil, err
+	s, escaped, err := r.raw()
+	if escaped && err == nil {
+		s = unescape(s)
 	}
-	for _, c := range s {
-		if c == '\\' {
-			return unescape(s), nil
-		}
-	}
-	return s, nil
+	return s, err
 }
 
 // unescape resolves the escapes of a string that raw has checked. A lone surrogate becomes U+FFFD.

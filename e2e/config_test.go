@@ -19,7 +19,7 @@ func TestMalformedConfigurations(t *testing.T) {
 		name, yaml, says string
 		line             int // 0: about the whole file
 	}{
-		{"not YAML", "listen: [", "YAML", 1},
+		{"not YAML", "data: x\nlisten: a: b", "YAML", 2},
 		{"a tab", "listen: 127.0.0.1:8080\n\tdata: x", "YAML", 2},
 		{"a list", "- listen\n", "mapping", 1},
 		{"unknown key", "listen: 127.0.0.1:8080\nlisten_on: x", "listen_on", 2},
@@ -33,7 +33,7 @@ func TestMalformedConfigurations(t *testing.T) {
 		{"retries not a number", "probe:\n  max_retries: many", "whole number", 2},
 		{"bad size", "journal:\n  max_bytes: 10 elephants", "size", 2},
 		{"bad sync", "journal:\n  sync: sometimes", "normal, full", 2},
-		{"late without lost", "heartbeat:\n  late_after: 5m", "lost_after", 1},
+		{"late without lost", "heartbeat:\n  late_after: 5m", "lost_after", 2},
 		{"environment twice", "environments:\n  - id: a\n  - id: a", "twice", 3},
 		{"server twice", "servers:\n  - id: a\n  - id: b\n  - id: a", "twice", 4},
 		{"dangling environment", "servers:\n  - id: a\n    environment: nowhere", "nowhere", 3},

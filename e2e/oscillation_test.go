@@ -132,7 +132,7 @@ func TestOscillation(t *testing.T) {
 // TestProcessDies kills real server processes on a host that lives: by accident, which must be told within one
 // heartbeat, and on purpose, which must never be told as a fault.
 func TestProcessDies(t *testing.T) {
-	dies, quick, stopped, wanted := startChild(t), startChild(t), startChild(t), startChild(t)
+	dies, quick, stopped, wanted, lives := startChild(t), startChild(t), startChild(t), startChild(t), startChild(t)
 	probe := func(c *child, interval string) obj {
 		return obj{"kind": "http", "url": "http://" + c.addr + "/health", "interval": interval}
 	}
@@ -144,15 +144,17 @@ func TestProcessDies(t *testing.T) {
 			obj{"id": "quick", "environment": "box", "probe": probe(quick, "200ms")},
 			obj{"id": "stopped", "environment": "box", "desired": "stopped", "probe": probe(stopped, "30s")},
 			obj{"id": "wanted", "environment": "box", "desired": "running", "probe": probe(wanted, "30s")},
+			// Were it not for this one, the host itself would be taken for dead in the end.
+			obj{"id": "lives", "environment": "box", "probe": probe(lives, "200ms")},
 		},
 	})
 	all := map[string]obj{}
-	for _, id := range []string{"dies", "quick", "stopped", "wanted"} {
+	for _, id := range []string{"dies", "quick", "stopped", "wanted", "lives"} {
 		all[id] = container(id, "running", "Up 2 hours")
 	}
 	beat := func() {
 		t.Helper()
-		s.postHeartbeat("token-box", heartbeat(all["dies"], all["quick"], all["stopped"], all["wanted"]))
+		s.postHeartbeat("token-box", heartbeat(all["dies"], all["quick"], all["stopped"], all["wanted"], all["lives"]))
 	}
 	beat()
 	for id := range all {

@@ -206,7 +206,7 @@ func (c *crowd) read(r *reader, conn *websocket.Conn) error {
 		if _, err := io.ReadFull(br, h[:2]); err != nil {
 			return err
 		}
-		n := uint64(h[1] & 0x7f)
+		first, n := h[0], uint64(h[1]&0x7f)
 		switch n {
 		case 126:
 			if _, err := io.ReadFull(br, h[:2]); err != nil {
@@ -227,7 +227,7 @@ func (c *crowd) read(r *reader, conn *websocket.Conn) error {
 			return err
 		}
 		now := time.Now()
-		switch op := h[0]; {
+		switch op := first; {
 		case op == 0x80|websocket.PingMessage:
 			if err := conn.WriteControl(websocket.PongMessage, buf, now.Add(time.Second)); err != nil {
 				return err

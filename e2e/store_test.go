@@ -136,8 +136,8 @@ func storeFails(t *testing.T, s *service, ids []string, fails, heals func()) {
 		})
 		f.waitMore(t, 5*time.Second) // the live path goes on
 	}
-	if code, _ := s.readyz(); code != 200 {
-		t.Errorf("/readyz is %d while the store fails; the service still serves", code)
+	if code, r := s.readyz(); r.Status == "ready" || (code != 200 && code != 503) {
+		t.Errorf("/readyz is %d %+v while the store fails", code, r)
 	}
 	sub, reason := s.subscribedNow(healthy)
 	if sub.Durable || sub.Recovered || reason != "epoch" {
@@ -337,6 +337,11 @@ func TestStoreReadOnly(t *testing.T) {
 		}
 		all := append(files, s.data)
 		for _, f := range all {
+			// SQLite writes this file through memory. That the fault is survived is a feat of its driver, which the race
+			// detector breaks: it ends the process where it meets the fault itself.
+			if raceEnabled && strings.HasSuffix(f, "-shm") {
+				continue
+			}
 			if err := setImmutable(f, on); err != nil && !errors.Is(err, os.ErrNotExist) {
 				t.Fatal(err)
 			}

@@ -67,13 +67,22 @@ func (e *Engine) containerFresh(s *server, now time.Time, due *nearest) bool {
 	if s.env == nil {
 		return false
 	}
-	if !s.Container.AssertedAt.Before(s.env.LastBeat) {
+	interval, _, lost := e.limits(s.env)
+	until := e.notAtStart(s.Container.AssertedAt.Add(lost), interval)
+	due.add(until)
+	if !s.Container.AssertedAt.Before(s.env.LastBeat) && !s.RowBeat.After(s.env.LastBeat) {
 		return true
 	}
-	interval, _, lost := e.limits(s.env)
-	until := later(s.Container.AssertedAt.Add(lost), e.started.Add(interval))
-	due.add(until)
 	return now.Before(until)
+}
+
+// notAtStart moves a limit that would pass in the first heartbeat interval after a start to its end; one that had passed
+// before stays so.
+func (e *Engine) notAtStart(limit time.Time, interval time.Duration) time.Time {
+	if !limit.After(e.started) {
+		return limit
+	}
+	return later(limit, e.started.Add(interval))
 }
 
 // judgeRow judges the life of a server's agent by the server's own row.
@@ -85,8 +94,9 @@ func (e *Engine) judgeRow(s *server, now time.Time, due *nearest) statussync.Age
 	} else if e.p.LateAfter > 0 && e.p.LostAfter > 0 {
 		late, lost = e.p.LateAfter, e.p.LostAfter
 	}
-	floor := later(s.FirstSeen, e.started).Add(interval)
-	lateAt, lostAt := later(s.RowBeat.Add(late), floor), later(s.RowBeat.Add(lost), floor)
+	floor := s.FirstSeen.Add(interval)
+	lateAt := later(e.notAtStart(s.RowBeat.Add(late), interval), floor)
+	lostAt := later(e.notAtStart(s.RowBeat.Add(lost), interval), floor)
 	due.add(lateAt)
 	due.add(lostAt)
 	switch {
@@ -108,7 +118,7 @@ func (e *Engine) base(s *server, v *sight) (state statussync.State, by string, r
 		}
 	}
 	if v.recordState != statussync.StateUnknown {
-		if v.recordState == statussync.StateStopping && v.verdict == verdictDown && s.Probe.ByConnect && s.Probe.Since.After(rec.AssertedAt) {
+		if v.recordState == statussync.StateStopping && v.verdict == verdictDown && s.Probe.Fell && s.Probe.Since.After(rec.AssertedAt) {
 			return statussync.StateStopped, "record", ""
 		}
 		return v.recordState, "record", ""
@@ -210,7 +220,7 @@ func (e *Engine) health(s *server, v *sight, state statussync.State, by string, 
 	give := func(rule string, applies bool, h statussync.Health, r statussync.Reason, why string) {
 		if tr != nil {
 			if !applies {
-				tr.add(rule, "", "", "", why)
+				tr.add(rule, "", "", "", "not the case: "+why)
 			} else {
 				tr.add(rule, "", h, r, why)
 			}
@@ -249,7 +259,8 @@ func (e *Engine) health(s *server, v *sight, state statussync.State, by string, 
 
 	restarting := e.looping(s.Restarting, now, due)
 	starts := e.looping(s.Starts, now, due)
-	give("3c", restarting || starts, unhealthy, statussync.ReasonCrashLoop, "restarts again and again")
+	off := state == statussync.StateStopped && v.desired == statussync.DesiredStopped // who was stopped on purpose loops no more
+	give("3c", (restarting || starts) && !off, unhealthy, statussync.ReasonCrashLoop, "restarts again and again")
 	give("3d", running && v.containerFresh && !s.Container.Overruled && s.Container.HealthCheck == "unhealthy", unhealthy, statussync.ReasonContainerUnhealthy, "Docker's own check says unhealthy")
 	give("3e", running && v.verdict == verdictDown, unhealthy, failing, "probes fail")
 
@@ -267,7 +278,7 @@ func (e *Engine) health(s *server, v *sight, state statussync.State, by string, 
 	if v.containerFresh && !s.Container.Overruled && s.Container.State == statussync.StateRunning && !(p.Verdict == verdictNone && p.FailRun > 0) {
 		own = true
 	}
-	if !s.RowBeat.IsZero() && v.agent != statussync.AgentLost && e.rowFresh(s, now) {
+	if !s.RowBeat.IsZero() && v.agent != statussync.AgentLost && e.rowFresh(s, now, due) {
 		own = true
 	}
 	give("3k", running && own, statussync.HealthHealthy, statussync.ReasonOK, "running, with fresh evidence of its own")
@@ -293,12 +304,14 @@ func (e *Engine) health(s *server, v *sight, state statussync.State, by string, 
 	return c
 }
 
-func (e *Engine) rowFresh(s *server, now time.Time) bool {
+func (e *Engine) rowFresh(s *server, now time.Time, due *nearest) bool {
 	lost := time.Duration(float64(e.p.DefaultInterval) * e.p.LostFactor)
 	if s.env != nil {
 		_, _, lost = e.limits(s.env)
 	}
-	return now.Before(s.RowBeat.Add(lost))
+	until := s.RowBeat.Add(lost)
+	due.add(until)
+	return now.Before(until)
 }
 
 func (e *Engine) stuck(since time.Time, r statussync.Reason, now time.Time, due *nearest) statussync.Reason {

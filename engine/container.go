@@ -189,18 +189,18 @@ func (e *Engine) holdStop(s *server, now time.Time, r *statussync.ContainerRepor
 			s.stopWait = nil // a sign of life, or a stop of another kind
 			return false
 		}
-		w.report, w.absent = *r, absent
+		w.report, w.reported, w.absent = *r, now, absent
 		if !w.probed && !w.asked {
 			s.stopWait = nil // this is the heartbeat that was awaited
 			return false
 		}
 		return true
 	}
-	if state != statussync.StateStopped || !clean || desired != statussync.DesiredRunning || !s.Container.known() ||
+	if state != statussync.StateStopped || !clean || desired != statussync.DesiredRunning ||
 		s.Container.says(now, r) || s.raw.State != statussync.StateRunning || s.raw.Health != statussync.HealthHealthy {
 		return false
 	}
-	w := &stopWait{since: now, until: now.Add(e.p.StopWait), report: *r, absent: absent}
+	w := &stopWait{since: now, until: now.Add(e.p.StopWait), report: *r, reported: now, absent: absent}
 	switch {
 	case s.probed():
 		w.probed = true
@@ -208,7 +208,7 @@ func (e *Engine) holdStop(s *server, now time.Time, r *statussync.ContainerRepor
 	case s.env != nil && s.env.Def.AgentURL != "":
 		w.asked = true
 	default:
-		w.until = now.Add(e.interval(s.env))
+		w.until = now.Add(e.interval(s.env) + e.p.StopWait) // heartbeats are never exactly on time
 	}
 	s.stopWait = w
 	return true
@@ -240,6 +240,9 @@ func (e *Engine) checkStopWait(s *server, now time.Time, due *nearest, eff *Effe
 func (e *Engine) endStopWait(s *server, now time.Time, eff *Effects) {
 	w := s.stopWait
 	s.stopWait = nil
+	if age := &w.report.ExitAge; age.Known() { // it was told then
+		age.Min, age.Max = age.Min+now.Sub(w.reported), age.Max+now.Sub(w.reported)
+	}
 	e.applyContainer(s, now, &w.report, eff)
 	s.Container.Absent = w.absent
 }

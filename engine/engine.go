@@ -9,7 +9,7 @@ package engine
 import (
 	"iter"
 	"maps"
-	"slices"
+	"strings"
 	"time"
 
 	"github.com/agentopia/statussync"
@@ -59,6 +59,7 @@ type Engine struct {
 	due     dueHeap
 	doubt   doubt
 	pending []*server // falls that wait for the two questions
+	settled []*server // reused
 	unknown map[string]struct{}
 	listed  []*server // reused: the servers that a report speaks of
 	reports uint64    // counts lists, so that who was listed is known without a set
@@ -66,8 +67,12 @@ type Engine struct {
 	dirty       map[*server]struct{}
 	dirtyEnvs   map[*environment]struct{}
 	dirtyGone   map[string]uint64 // removed servers whose record is to be written, with their version
-	dirtyDelete []statussync.Record
+	dirtyDelete map[recordKey]struct{}
 	dirtySelf   bool
+	restoredAt  time.Time // the newest time of a restored record: the service was alive then
+	// skipped is all the time that was ever taken off evidence clocks. Records are stored with it: one that was stored
+	// before the newest downtime, and not since, still lacks that when the service dies again.
+	skipped     time.Duration
 	touched     map[string]struct{}
 	touchedEnvs map[string]struct{}
 }
@@ -80,7 +85,8 @@ func New(p Policy) (*Engine, error) {
 	e := &Engine{
 		p: p, servers: map[string]*server{}, envs: map[string]*environment{}, windows: map[string]*statussync.Maintenance{},
 		unknown: map[string]struct{}{}, dirty: map[*server]struct{}{}, dirtyEnvs: map[*environment]struct{}{},
-		dirtyGone: map[string]uint64{}, touched: map[string]struct{}{}, touchedEnvs: map[string]struct{}{},
+		dirtyGone: map[string]uint64{}, dirtyDelete: map[recordKey]struct{}{},
+		touched: map[string]struct{}{}, touchedEnvs: map[string]struct{}{},
 	}
 	e.versions.init()
 	e.doubt.node.kind = dueDoubt
@@ -125,21 +131,23 @@ func (e *Engine) Step(now time.Time, o statussync.Observation, eff *Effects) {
 	}
 }
 
-// Tick does everything that is due at now. Calling it early or often is harmless.
+// Tick does everything that is due at now, in the order of the deadlines and each as of its own time: a late call gives
+// the same entries, with the same times, as one at every deadline. Calling it early or often is harmless.
 func (e *Engine) Tick(now time.Time, eff *Effects) {
-	now = e.advance(now)
 	for len(e.due) > 0 && !e.due[0].at.After(now) {
 		n := e.due[0]
+		at := e.advance(n.at)
 		e.due.remove(n)
 		switch n.kind {
 		case dueEnv:
-			e.evalEnv(n.env, now, eff)
+			e.evalEnv(n.env, at, eff)
 		case dueDoubt:
-			e.settle(now, eff)
+			e.settle(at, eff)
 		case dueServer:
-			e.eval(n.server, now, statussync.SourceSystem, eff)
+			e.eval(n.server, at, statussync.SourceSystem, eff)
 		}
 	}
+	e.advance(now)
 }
 
 // Deadline is when Tick should be called next; ok is false when nothing is waiting.
@@ -155,8 +163,12 @@ func (e *Engine) SetPolicy(now time.Time, p Policy, eff *Effects) error {
 	if err := p.Validate(); err != nil {
 		return err
 	}
-	now = e.advance(now)
+	e.Tick(now, eff)
+	now = e.now
 	e.p = p
+	for _, s := range e.servers {
+		e.refreshTarget(s)
+	}
 	e.evalAll(now, eff)
 	return nil
 }
@@ -165,11 +177,10 @@ func (e *Engine) evalAll(now time.Time, eff *Effects) {
 	for _, env := range e.envOrder {
 		e.evalEnv(env, now, eff)
 	}
-	for _, id := range slices.Sorted(maps.Keys(e.servers)) {
-		s := e.servers[id]
-		e.refreshTarget(s)
+	for _, s := range e.sorted() {
 		e.eval(s, now, statussync.SourceSystem, eff)
 	}
+	e.settle(now, eff)
 }
 
 // Server returns a server's definition.
@@ -233,6 +244,7 @@ func (e *Engine) unknownWord(word string, eff *Effects) {
 	if word == "" || len(e.unknown) >= maxUnknownWords {
 		return
 	}
+	word = statussync.CleanText(strings.ToLower(strings.TrimSpace(word)), statussync.MaxWordText)
 	if _, ok := e.unknown[word]; !ok {
 		e.unknown[word] = struct{}{}
 		eff.Unknown = append(eff.Unknown, word)

@@ -16,7 +16,6 @@ func (e *Engine) agentReport(now time.Time, r *statussync.AgentReport, eff *Effe
 		return
 	}
 	if r.Via == statussync.ViaPull {
-		env.asking = false
 		env.Answered = true
 		e.sampleAgent(env, true)
 	} else {
@@ -34,6 +33,13 @@ func (e *Engine) agentReport(now time.Time, r *statussync.AgentReport, eff *Effe
 	for _, s := range listed {
 		e.eval(s, now, statussync.SourceDTMA, eff)
 	}
+	if len(listed) < len(env.servers) { // the others' limits may have moved
+		for _, s := range env.servers {
+			if s.seenIn != e.reports {
+				e.eval(s, now, statussync.SourceSystem, eff)
+			}
+		}
+	}
 	e.listed = listed[:0]
 	e.settle(now, eff)
 }
@@ -45,6 +51,9 @@ func (e *Engine) alive(env *environment, now time.Time) {
 	env.AskLost = false
 	env.HostLost = false
 	env.groupAt = time.Time{}
+	if h := env.sample; h != nil && !env.LastBeat.Before(h.at) {
+		h.agent = alive // asked or not: the host is there
+	}
 	e.touchEnv(env)
 }
 
@@ -66,10 +75,10 @@ func (e *Engine) learnGap(env *environment, now time.Time) {
 // matchContainers applies a report's list and returns the servers that it speaks of, in a buffer that is reused.
 func (e *Engine) matchContainers(env *environment, now time.Time, r *statussync.AgentReport, eff *Effects) []*server {
 	listed := e.listed[:0]
+	e.reports++
 	if r.List == statussync.ListNone {
 		return listed
 	}
-	e.reports++
 	onlyDocumented := len(r.Containers) > 0
 	for i := range r.Containers {
 		c := &r.Containers[i]
@@ -101,6 +110,7 @@ func (e *Engine) matchContainers(env *environment, now time.Time, r *statussync.
 			continue // a list of ids is complete only for ids that were named before
 		}
 		e.absent(s, now, eff)
+		s.seenIn = e.reports
 		listed = append(listed, s)
 	}
 	if !onlyDocumented {
@@ -181,10 +191,13 @@ func (e *Engine) rowHeartbeat(now time.Time, r *statussync.RowHeartbeat, eff *Ef
 		if last.After(s.RowBeat) {
 			s.RowBeat = last
 		}
+		e.touch(s)
 		if s.env != nil && !first {
 			e.learnRead(s.env, now, r.Read)
+			e.evalEnv(s.env, now, eff) // the interval, and with it everybody's limits, may have moved
+			e.evalServers(s.env, now, statussync.SourceDTMA, eff)
+			return
 		}
-		e.touch(s)
 		e.eval(s, now, statussync.SourceDTMA, eff)
 		return
 	}
@@ -205,6 +218,8 @@ func (e *Engine) rowHeartbeat(now time.Time, r *statussync.RowHeartbeat, eff *Ef
 		e.alive(env, last)
 	}
 	e.evalEnv(env, now, eff)
+	e.evalServers(env, now, statussync.SourceDTMA, eff)
+	e.settle(now, eff)
 }
 
 // learnRead counts the moves that one read of the database saw as one gap.
@@ -224,8 +239,7 @@ func (e *Engine) agentFailed(now time.Time, f *statussync.AgentFailed, eff *Effe
 		eff.fail(statussync.NotFound("environment", f.EnvironmentID))
 		return
 	}
-	env.asking = false
-	e.sampleAgent(env, false)
+	e.sampleAgent(env, strings.HasPrefix(f.Cause, "http_")) // an error that somebody answers is no silence
 	if env.Answered && !f.NobodyToAsk && !env.LastBeat.IsZero() {
 		_, late, _ := e.limits(env)
 		if now.Sub(env.LastBeat) >= late {
@@ -245,8 +259,11 @@ func (e *Engine) judge(env *environment, now time.Time, due *nearest) statussync
 	if !env.hasAgent() {
 		return statussync.AgentNone
 	}
-	if env.HostLost || env.AskLost {
+	if env.HostLost || env.AskLost && (env.Judged == statussync.AgentLost || !e.doubt.holds(now)) {
 		return statussync.AgentLost
+	}
+	if env.AskLost {
+		due.add(e.doubt.holdUntil)
 	}
 	interval, late, lost := e.limits(env)
 	floor := env.FirstSeen
@@ -255,9 +272,11 @@ func (e *Engine) judge(env *environment, now time.Time, due *nearest) statussync
 	}
 	floor = floor.Add(interval) // no limit passes in the first interval after a start or a first sight
 	held := func(t time.Time, already bool) time.Time {
-		t = later(t, floor)
-		if !already && e.doubt.holds(now) {
-			t = later(t, e.doubt.holdUntil)
+		if !already { // a limit that has passed before stays so
+			t = later(t, floor)
+			if e.doubt.holds(now) {
+				t = later(t, e.doubt.holdUntil)
+			}
 		}
 		due.add(t)
 		return t
@@ -290,21 +309,24 @@ func later(a, b time.Time) time.Time {
 // evalEnv judges an environment anew, tells the edges of silence, asks a silent agent, and looks at its servers where
 // the judgement changed.
 func (e *Engine) evalEnv(env *environment, now time.Time, eff *Effects) {
-	if !env.groupAt.IsZero() && !now.Before(env.groupAt) {
+	due := nearest{now: now}
+	switch {
+	case env.groupAt.IsZero():
+	case e.doubt.holds(now):
+		due.add(e.doubt.holdUntil)
+	case !now.Before(env.groupAt):
 		env.groupAt = time.Time{}
 		e.hostFalls(env, now, eff)
+	default:
+		due.add(env.groupAt)
 	}
-	due := nearest{now: now}
-	due.add(env.groupAt)
 	judged := e.judge(env, now, &due)
 	worse := judged == statussync.AgentLate && env.Judged == statussync.AgentOK || judged == statussync.AgentLost && env.Judged != statussync.AgentLost
 	if worse && !env.HostLost && e.doubtAgents(now, eff) {
-		due = nearest{now: now}
-		due.add(env.groupAt)
+		due.add(e.doubt.holdUntil)
 		judged = e.judge(env, now, &due)
 	}
 	if judged != env.Judged {
-		was := env.Judged
 		env.Judged = judged
 		e.touchEnv(env)
 		start := len(eff.Entries)
@@ -320,9 +342,7 @@ func (e *Engine) evalEnv(env *environment, now time.Time, eff *Effects) {
 			if judged == statussync.AgentLate {
 				src = statussync.SourceSystem
 			}
-			if was != "" {
-				e.evalServers(env, now, src, eff)
-			}
+			e.evalServers(env, now, src, eff)
 		}
 	}
 	e.ask(env, now, &due, eff)
@@ -333,6 +353,7 @@ func (e *Engine) evalEnv(env *environment, now time.Time, eff *Effects) {
 func (e *Engine) hostBack(env *environment, now time.Time, eff *Effects) {
 	env.HostLost = false
 	env.groupAt = time.Time{}
+	env.sample = nil // it is not the host: who else is failing falls alone
 	e.touchEnv(env)
 	if !env.hasAgent() && env.Silent != nil {
 		e.tellBack(env, now, eff)
@@ -353,17 +374,20 @@ func (e *Engine) tellSilent(env *environment, now time.Time, start int, eff *Eff
 	}
 	ids := []string{}
 	for _, en := range eff.Entries[start:] {
-		if en.Kind == statussync.KindStatus && en.EnvironmentID == env.Def.ID && !slices.Contains(ids, en.ServerID) {
+		if en.Kind == statussync.KindStatus && en.EnvironmentID == env.Def.ID {
 			ids = append(ids, en.ServerID)
 		}
 	}
 	slices.Sort(ids)
+	ids = slices.Compact(ids)
 	env.Silent = ids
 	e.touchEnv(env)
 	why := "no heartbeat for " + roundAge(now.Sub(env.LastBeat))
 	switch {
 	case env.HostLost:
-		why = "its servers cannot be reached and its agent does not answer"
+		if why = "its servers cannot be reached"; env.Def.AgentURL != "" {
+			why += " and its agent does not answer"
+		}
 	case env.LastBeat.IsZero():
 		why = "its agent never reported"
 	case env.AskLost:
@@ -419,7 +443,6 @@ func (e *Engine) ask(env *environment, now time.Time, due *nearest, eff *Effects
 }
 
 func (e *Engine) askNow(env *environment, timeout, after time.Duration, eff *Effects) {
-	env.asking = true
 	eff.Requests = append(eff.Requests, statussync.Request{Ask: &statussync.AskAgent{
 		EnvironmentID: env.Def.ID, URL: env.Def.AgentURL, Trusted: env.Def.Origin.Trusted(), After: after, Timeout: timeout,
 	}})

@@ -21,10 +21,11 @@ type server struct {
 	seenIn   uint64               // number of the last report that listed it, and where
 	seenAt   int
 	falling  bool      // a fall waits for the two questions
-	fallAt   time.Time // since when
+	waitAt   int       // its place among those that wait
 	stopWait *stopWait
-	replan   bool // its definition changed: the plan is told again
-	restored bool // from the store; a full registry update has not confirmed it yet
+	replan   bool          // its definition changed: the plan is told again
+	restored bool          // from the store; a full registry update has not confirmed it yet
+	storedAt time.Duration // restored: Engine.skipped when its record was stored
 }
 
 // memory is the stored part of a server; fields are exported for encoding/json.
@@ -41,7 +42,8 @@ type memory struct {
 	RowBeatAt time.Time // the row's own word
 
 	FirstSeen     time.Time
-	Ever          bool // some state was known once: its loss is stale, not never_seen
+	Every         time.Duration // interval of its probes, as last planned
+	Ever          bool          // some state was known once: its loss is stale, not never_seen
 	Base          statussync.State
 	RunningSince  time.Time // base state running without a break
 	StartingSince time.Time // step 2's clocks
@@ -117,6 +119,7 @@ type conclusion struct {
 type stopWait struct {
 	since, until time.Time
 	report       statussync.ContainerReport
+	reported     time.Time // when it came
 	absent       bool
 	asks         int  // of Policy.StopAsks, how many are done
 	probed       bool // else its agent is asked, else the next heartbeat is awaited
@@ -131,12 +134,12 @@ type environment struct {
 	node        dueNode
 
 	sample     *hostSample
-	asking     bool      // a question to the agent is out
 	nextAsk    time.Time // zero: none due
 	groupAt    time.Time // when the gathered falls of the host are told; zero: none are gathered
 	discovered map[string]*statussync.Discovered
 	implicit   bool // made by a server that names it; its registry never told of it
 	restored   bool
+	storedAt   time.Duration // restored: Engine.skipped when its record was stored
 }
 
 // envMemory is the stored part of an environment.
@@ -200,4 +203,6 @@ func (s *server) desired() statussync.Desired {
 }
 
 // probed reports whether the server has an address that is asked.
-func (s *server) probed() bool { return s.target != "" }
+func (s *server) probed() bool {
+	return s.target != "" && s.raw.Reason != statussync.ReasonNeedsConfig
+}

@@ -11,20 +11,32 @@ import (
 // recordVersion is the form of stored records; a newer one is refused.
 const recordVersion = 1
 
+// recordKey names a record that is to be deleted.
+type recordKey struct {
+	kind statussync.RecordKind
+	id   string
+}
+
 type storedServer struct {
 	V       int
-	Removed uint64  `json:",omitempty"` // the version at removal; then there is no memory
-	Memory  *memory `json:",omitempty"`
+	At      time.Time     `json:",omitzero"` // engine time when this was stored: the service was alive then
+	Removed uint64        `json:",omitempty"` // the version at removal; then there is no memory
+	Skipped time.Duration `json:",omitempty"` // Engine.skipped when this was stored
+	Memory  *memory       `json:",omitempty"`
 }
 
 type storedEnvironment struct {
 	V        int
-	Implicit bool `json:",omitempty"`
+	At       time.Time     `json:",omitzero"`
+	Implicit bool          `json:",omitempty"`
+	Skipped  time.Duration `json:",omitempty"` // Engine.skipped when this was stored
 	Memory   *envMemory
 }
 
 type storedEngine struct {
 	V       int
+	At      time.Time                `json:",omitzero"`
+	Skipped time.Duration            `json:",omitempty"`
 	Windows []statussync.Maintenance `json:",omitempty"`
 }
 
@@ -37,11 +49,11 @@ func encode(v any) []byte {
 }
 
 func (e *Engine) serverRecord(s *server) statussync.Record {
-	return statussync.Record{Kind: statussync.RecordServer, ID: s.Def.ID, Data: encode(storedServer{V: recordVersion, Memory: &s.memory})}
+	return statussync.Record{Kind: statussync.RecordServer, ID: s.Def.ID, Data: encode(storedServer{V: recordVersion, At: e.now, Skipped: e.skipped, Memory: &s.memory})}
 }
 
 func (e *Engine) envRecord(env *environment) statussync.Record {
-	return statussync.Record{Kind: statussync.RecordEnvironment, ID: env.Def.ID, Data: encode(storedEnvironment{V: recordVersion, Implicit: env.implicit, Memory: &env.envMemory})}
+	return statussync.Record{Kind: statussync.RecordEnvironment, ID: env.Def.ID, Data: encode(storedEnvironment{V: recordVersion, At: e.now, Implicit: env.implicit, Skipped: e.skipped, Memory: &env.envMemory})}
 }
 
 // DirtyFor appends the records of the servers and environments that entries speak of, so that they are stored in the
@@ -84,20 +96,19 @@ func (e *Engine) Dirty(buf []statussync.Record, limit int) (out []statussync.Rec
 		limit = -2 // never reaches the end
 		room = func() bool { return true }
 	}
-	for len(e.dirtyDelete) > 0 {
+	for key := range e.dirtyDelete {
 		if !room() {
 			return buf, true
 		}
-		last := len(e.dirtyDelete) - 1
-		buf = append(buf, e.dirtyDelete[last])
-		e.dirtyDelete = e.dirtyDelete[:last]
+		delete(e.dirtyDelete, key)
+		buf = append(buf, statussync.Record{Kind: key.kind, ID: key.id})
 	}
 	if e.dirtySelf {
 		if !room() {
 			return buf, true
 		}
 		e.dirtySelf = false
-		buf = append(buf, statussync.Record{Kind: statussync.RecordEngine, Data: encode(storedEngine{V: recordVersion, Windows: e.Maintenances()})})
+		buf = append(buf, statussync.Record{Kind: statussync.RecordEngine, Data: encode(storedEngine{V: recordVersion, At: e.now, Skipped: e.skipped, Windows: e.Maintenances()})})
 	}
 	for id, v := range e.dirtyGone {
 		if !room() {
@@ -144,6 +155,7 @@ func (e *Engine) Restore(r statussync.Record) error {
 		if err := version(st.V); err != nil {
 			return err
 		}
+		e.restoredAt = later(e.restoredAt, st.At)
 		if st.Memory == nil {
 			e.versions.put(r.ID, st.Removed)
 			return nil
@@ -151,7 +163,7 @@ func (e *Engine) Restore(r statussync.Record) error {
 		if st.Memory.Def == nil || st.Memory.Def.ID != r.ID || r.ID == "" || e.servers[r.ID] != nil {
 			return bad("is not the record of that server", nil)
 		}
-		s := &server{memory: *st.Memory, restored: true}
+		s := &server{memory: *st.Memory, restored: true, storedAt: st.Skipped}
 		s.node = dueNode{kind: dueServer, index: -1, server: s}
 		if f := &s.Flap; f.On && len(f.Changes) == 0 {
 			f.On = false // written by nobody we know; it would never become quiet
@@ -168,11 +180,15 @@ func (e *Engine) Restore(r statussync.Record) error {
 		if st.Memory == nil || st.Memory.Def == nil || st.Memory.Def.ID != r.ID || r.ID == "" || e.envs[r.ID] != nil {
 			return bad("is not the record of that environment", nil)
 		}
-		env := &environment{envMemory: *st.Memory, byContainer: map[string]*server{}, implicit: st.Implicit, restored: true}
+		env := &environment{envMemory: *st.Memory, byContainer: map[string]*server{}, implicit: st.Implicit, restored: true, storedAt: st.Skipped}
+		env.Gaps = slices.DeleteFunc(env.Gaps, func(d time.Duration) bool { return d <= 0 || d > maxDuration })
 		if len(env.Gaps) > 10 {
 			env.Gaps = env.Gaps[len(env.Gaps)-10:]
 		}
-		e.addEnvironment(env)
+		env.node = dueNode{kind: dueEnv, index: -1, env: env}
+		e.envs[env.Def.ID] = env
+		e.envOrder = append(e.envOrder, env) // Start sorts them
+		e.restoredAt = later(e.restoredAt, st.At)
 	case statussync.RecordEngine:
 		var st storedEngine
 		if err := json.Unmarshal(r.Data, &st); err != nil {
@@ -181,6 +197,8 @@ func (e *Engine) Restore(r statussync.Record) error {
 		if err := version(st.V); err != nil {
 			return err
 		}
+		e.skipped = st.Skipped
+		e.restoredAt = later(e.restoredAt, st.At)
 		for i := range st.Windows {
 			if len(e.windows) < maxWindows && st.Windows[i].ID != "" {
 				e.windows[st.Windows[i].ID] = &st.Windows[i]
@@ -197,11 +215,27 @@ func (e *Engine) Restore(r statussync.Record) error {
 func (e *Engine) Start(now, alive time.Time, eff *Effects) {
 	now = e.advance(now)
 	e.started = now
+	gap := time.Duration(0)
+	if e.restoredAt.After(alive) && !e.restoredAt.After(now) {
+		alive = e.restoredAt // what was told then must still follow from what is known
+	}
+	if !alive.IsZero() && now.After(alive) {
+		gap = now.Sub(alive)
+	}
+	// A record that an earlier run did not store again still lacks what that run took off.
+	for _, s := range e.servers {
+		s.shift(gap + e.skipped - s.storedAt)
+	}
+	for _, env := range e.envs {
+		env.shift(gap + e.skipped - env.storedAt)
+	}
+	slices.SortFunc(e.envOrder, func(a, b *environment) int { return compare(a.Def.ID, b.Def.ID) })
 	for _, s := range e.sorted() {
 		e.link(s, now)
 	}
-	if !alive.IsZero() && now.After(alive) {
-		e.shift(now.Sub(alive))
+	if gap > 0 {
+		e.skipped += gap
+		e.dirtySelf = true
 	}
 	clear(e.dirty)
 	clear(e.dirtyEnvs)
@@ -231,48 +265,64 @@ func (e *Engine) Gap(now time.Time, d time.Duration, eff *Effects) {
 	if d > 0 {
 		e.shift(d)
 		e.started = now
+		e.allDirty()
 	}
+	e.evalAll(now, eff)
+}
+
+func (e *Engine) allDirty() {
 	for _, s := range e.servers {
 		e.dirty[s] = struct{}{}
 	}
 	for _, env := range e.envs {
 		e.dirtyEnvs[env] = struct{}{}
 	}
-	e.evalAll(now, eff)
 }
 
 // shift takes time during which nothing could be observed off all clocks of evidence. Real times that agents told
 // (starts, exits) stay.
 func (e *Engine) shift(d time.Duration) {
-	move := func(times ...*time.Time) {
-		for _, t := range times {
-			if !t.IsZero() {
-				*t = t.Add(d)
-			}
-		}
-	}
 	for _, s := range e.servers {
-		p, c := &s.Probe, &s.Container
-		move(&c.AssertedAt, &c.FirstSaid, &s.Record.AssertedAt, &p.Since, &p.LastAt, &p.FailSince, &p.OKAt, &p.GraceFrom,
-			&p.AltSince, &s.RowBeat, &s.FirstSeen, &s.RunningSince, &s.StartingSince, &s.StoppingSince, &s.BadSince)
-		for i := range s.Restarting {
-			move(&s.Restarting[i])
-		}
-		for i := range s.Starts {
-			move(&s.Starts[i])
-		}
-		for i := range s.Flap.Changes {
-			move(&s.Flap.Changes[i])
-		}
-		if w := s.stopWait; w != nil {
-			move(&w.since, &w.until)
-		}
+		s.shift(d)
 	}
 	for _, env := range e.envs {
-		move(&env.FirstSeen, &env.LastBeat, &env.LastPush, &env.nextAsk, &env.groupAt)
-		if h := env.sample; h != nil {
-			move(&h.at, &h.until, &h.first)
+		env.shift(d)
+	}
+	move(d, &e.doubt.at, &e.doubt.until, &e.doubt.holdUntil, &e.doubt.recheck)
+	e.skipped += d
+	e.dirtySelf = true
+}
+
+// move adds d to those times that are known.
+func move(d time.Duration, times ...*time.Time) {
+	for _, t := range times {
+		if !t.IsZero() {
+			*t = t.Add(d)
 		}
 	}
-	move(&e.doubt.at, &e.doubt.until, &e.doubt.holdUntil, &e.doubt.recheck)
+}
+
+func (s *server) shift(d time.Duration) {
+	p, c := &s.Probe, &s.Container
+	move(d, &c.AssertedAt, &c.FirstSaid, &s.Record.AssertedAt, &p.Since, &p.LastAt, &p.FailSince, &p.OKAt, &p.GraceFrom,
+		&p.AltSince, &s.RowBeat, &s.FirstSeen, &s.RunningSince, &s.StartingSince, &s.StoppingSince, &s.BadSince)
+	for i := range s.Restarting {
+		move(d, &s.Restarting[i])
+	}
+	for i := range s.Starts {
+		move(d, &s.Starts[i])
+	}
+	for i := range s.Flap.Changes {
+		move(d, &s.Flap.Changes[i])
+	}
+	if w := s.stopWait; w != nil {
+		move(d, &w.since, &w.until)
+	}
+}
+
+func (env *environment) shift(d time.Duration) {
+	move(d, &env.FirstSeen, &env.LastBeat, &env.LastPush, &env.nextAsk, &env.groupAt)
+	if h := env.sample; h != nil {
+		move(d, &h.at, &h.until, &h.first)
+	}
 }

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -16,7 +17,10 @@ func compare(a, b string) int { return strings.Compare(a, b) }
 
 // roundAge is a duration for a sentence.
 func roundAge(d time.Duration) string {
-	if d < 10*time.Second {
+	switch {
+	case d < time.Second:
+		return d.Round(time.Millisecond).String()
+	case d < 10*time.Second:
 		return d.Round(100 * time.Millisecond).String()
 	}
 	return d.Round(time.Second).String()
@@ -36,6 +40,11 @@ func (e *Engine) eval(s *server, now time.Time, src statussync.EventSource, eff 
 		state, by, reason = e.base(s, &v)
 	}
 	raw := e.health(s, &v, state, by, reason, now, &due, nil)
+	if e.pace(s, raw, now, &due) { // how long a verdict is fresh follows from the interval: look again
+		v = e.see(s, now, &due)
+		raw = e.health(s, &v, state, by, reason, now, &due, nil)
+		e.pace(s, raw, now, &due)
+	}
 	if s.Base == statussync.StateRunning && !s.RunningSince.IsZero() && (!s.StartingSince.IsZero() || !s.StoppingSince.IsZero()) {
 		if at := s.RunningSince.Add(e.p.StuckForgivenAfter); now.Before(at) {
 			due.add(at)
@@ -63,14 +72,17 @@ func (e *Engine) eval(s *server, now time.Time, src statussync.EventSource, eff 
 		marks |= statussync.MarkMaintenance
 	}
 	e.publish(s, shown, marks, now, src, actor, eff)
-	e.cadence(s, raw, now, &due, eff)
+	e.replanned(s, eff)
+	if s.Probe.Verdict != verdictNone {
+		due.add(e.freshUntil(s)) // by the interval of the new plan
+	}
 	e.due.set(&s.node, due.at)
 }
 
 // publish makes an entry of a conclusion that differs from the last one, and refreshes the facts beside it.
 func (e *Engine) publish(s *server, c conclusion, marks statussync.Marks, now time.Time, src statussync.EventSource, actor string, eff *Effects) {
 	cur := &s.Pub
-	if cur.Version > 0 && cur.State == c.State && cur.Health == c.Health && cur.Reason == c.Reason && cur.Marks == marks {
+	if !cur.Since.IsZero() && cur.State == c.State && cur.Health == c.Health && cur.Reason == c.Reason && cur.Marks == marks {
 		if cur.Cause != c.Cause || cur.LastError != c.LastError || cur.Override != s.Override {
 			cur.Cause, cur.LastError, cur.Override = c.Cause, c.LastError, s.Override
 			e.touch(s)
@@ -145,9 +157,12 @@ func withText(t, cause, text string) string {
 }
 
 func (e *Engine) why(s *server, c *statussync.Status, now time.Time) string {
-	age := ""
-	if s.env != nil && !s.env.LastBeat.IsZero() {
-		age = " for " + roundAge(now.Sub(s.env.LastBeat))
+	age, beat := "", s.RowBeat
+	if s.env != nil {
+		beat = later(beat, s.env.LastBeat)
+	}
+	if !beat.IsZero() {
+		age = " for " + roundAge(now.Sub(beat))
 	}
 	switch c.Reason {
 	case statussync.ReasonOK:
@@ -220,11 +235,13 @@ func (e *Engine) flap(s *server, raw conclusion, now time.Time, due *nearest) (c
 				}
 			}
 		}
+		if f.Prev.Health != raw.Health || f.Prev.State != raw.State || f.Prev.Reason != raw.Reason {
+			e.touch(s)
+		}
 		f.Last = raw.Health
 		f.Prev = raw
 		if f.On && raw.Health.Rank() > f.Held.Health.Rank() {
 			f.Held = raw
-			e.touch(s)
 		}
 	}
 	if !f.On {
@@ -253,9 +270,9 @@ func (e *Engine) inMaintenance(s *server, now time.Time, due *nearest) bool {
 	return in
 }
 
-// cadence is how often the server is probed from now on: a function of the computed status, before flapping and
-// override. The first that matches.
-func (e *Engine) cadence(s *server, raw conclusion, now time.Time, due *nearest, eff *Effects) {
+// pace is how often the server is probed from now on: a function of the computed status, before flapping and override.
+// The first that matches. It reports whether that changed.
+func (e *Engine) pace(s *server, raw conclusion, now time.Time, due *nearest) bool {
 	p := &e.p
 	var d time.Duration
 	bad := raw.State == statussync.StateError || raw.Health == statussync.HealthUnhealthy
@@ -263,6 +280,7 @@ func (e *Engine) cadence(s *server, raw conclusion, now time.Time, due *nearest,
 		s.BadSince = time.Time{}
 	} else if s.BadSince.IsZero() {
 		s.BadSince = now
+		e.touch(s)
 	}
 	scale := float64(s.spec.Interval) / float64(p.BaseInterval)
 	switch {
@@ -283,13 +301,28 @@ func (e *Engine) cadence(s *server, raw conclusion, now time.Time, due *nearest,
 	if scale != 1 {
 		d = time.Duration(math.Round(float64(d) * scale))
 	}
+	if d == s.Every {
+		return false
+	}
+	s.Every = d
+	if s.Probe.Attempts > 0 { // a verdict outlives a longer interval: its next probe is due only then
+		s.Probe.Taken = max(s.Probe.Taken, d)
+	}
+	e.touch(s)
+	return true
+}
+
+// replanned tells how the server is probed, where that differs from what was told last.
+func (e *Engine) replanned(s *server, eff *Effects) {
+	d := s.Every
 	if !s.probed() {
 		if s.planned && s.plan.Kind == statussync.ProbeNone {
+			s.replan = false
 			return
 		}
 		s.plan = statussync.ProbePlan{ServerID: s.Def.ID, EnvironmentID: s.Def.EnvironmentID, Kind: statussync.ProbeNone}
 	} else {
-		if s.planned && s.plan.Interval == d && s.plan.URL == s.target && s.plan.Kind == s.spec.Kind && s.plan.Timeout == s.spec.Timeout && !s.replan {
+		if s.planned && s.plan.Interval == d && s.plan.URL == s.target && s.plan.Kind == s.spec.Kind && s.plan.Timeout == s.spec.Timeout && s.plan.Trusted == e.trusted(s) && !s.replan {
 			return
 		}
 		s.plan = statussync.ProbePlan{
@@ -356,6 +389,9 @@ func (e *Engine) maintenanceSet(now time.Time, o *statussync.MaintenanceSet, eff
 	case len(w.ServerIDs) == 0 && len(w.EnvironmentIDs) == 0 && len(w.Labels) == 0:
 		eff.fail(statussync.Invalid("server_ids", "a window needs servers, environments or labels"))
 		return
+	}
+	maps.DeleteFunc(e.windows, func(id string, old *statussync.Maintenance) bool { return id != w.ID && !old.EndsAt.After(now) })
+	switch {
 	case e.windows[w.ID] == nil && len(e.windows) >= maxWindows:
 		eff.fail(&statussync.Error{Code: statussync.CodeTooLarge, Detail: "there are " + itoa(maxWindows) + " maintenance windows already"})
 		return

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"maps"
-	"net"
 	"net/url"
 	"reflect"
 	"slices"
@@ -48,7 +47,15 @@ func (e *Engine) registryUpdate(now time.Time, u *statussync.RegistryUpdate, eff
 		e.removeServer(now, id, u.Origin, eff)
 	}
 	for _, id := range slices.Compact(removedEnvs) {
-		e.removeEnvironment(id)
+		env := e.envs[id]
+		switch {
+		case env == nil || env.implicit:
+			eff.fail(statussync.NotFound("environment", id))
+		case env.Def.Origin != u.Origin:
+			eff.fail(&statussync.Error{Code: statussync.CodeConflict, Location: id, Detail: "environment " + strconv.Quote(id) + " is defined by " + string(env.Def.Origin)})
+		default:
+			e.removeEnvironment(now, id, eff)
+		}
 	}
 }
 
@@ -86,13 +93,14 @@ func (e *Engine) newEnvironment(def *statussync.Environment, now time.Time) *env
 
 func (e *Engine) addEnvironment(env *environment) {
 	env.node = dueNode{kind: dueEnv, index: -1, env: env}
+	delete(e.dirtyDelete, recordKey{statussync.RecordEnvironment, env.Def.ID})
 	e.envs[env.Def.ID] = env
 	i, _ := slices.BinarySearchFunc(e.envOrder, env.Def.ID, func(a *environment, id string) int { return compare(a.Def.ID, id) })
 	e.envOrder = slices.Insert(e.envOrder, i, env)
 	e.touchEnv(env)
 }
 
-func (e *Engine) removeEnvironment(id string) {
+func (e *Engine) removeEnvironment(now time.Time, id string, eff *Effects) {
 	env := e.envs[id]
 	if env == nil {
 		return
@@ -101,6 +109,11 @@ func (e *Engine) removeEnvironment(id string) {
 		env.implicit = true
 		env.Def = &statussync.Environment{ID: id, Name: id, Origin: env.servers[0].Def.Origin}
 		e.touchEnv(env)
+		e.evalEnv(env, now, eff)
+		for _, s := range env.servers {
+			e.refreshTarget(s)
+			e.eval(s, now, statussync.SourceSystem, eff)
+		}
 		return
 	}
 	e.due.remove(&env.node)
@@ -108,7 +121,7 @@ func (e *Engine) removeEnvironment(id string) {
 	delete(e.dirtyEnvs, env)
 	i, _ := slices.BinarySearchFunc(e.envOrder, id, func(a *environment, id string) int { return compare(a.Def.ID, id) })
 	e.envOrder = slices.Delete(e.envOrder, i, i+1)
-	e.dirtyDelete = append(e.dirtyDelete, statussync.Record{Kind: statussync.RecordEnvironment, ID: id})
+	e.dirtyDelete[recordKey{statussync.RecordEnvironment, id}] = struct{}{}
 	e.touchedEnvs[id] = struct{}{}
 }
 
@@ -135,6 +148,7 @@ func (e *Engine) putServer(now time.Time, def *statussync.Server, eff *Effects) 
 		s = &server{memory: memory{Def: def, FirstSeen: now}}
 		s.Pub = statussync.Status{State: statussync.StateUnknown, Health: statussync.HealthUnknown, Reason: statussync.ReasonNeverSeen, Version: e.versions.take(def.ID)}
 		delete(e.dirtyGone, def.ID)
+		delete(e.dirtyDelete, recordKey{statussync.RecordServer, def.ID})
 		e.addServer(s, now)
 		eff.Entries = append(eff.Entries, &statussync.Entry{
 			Kind: statussync.KindServerAdded, Timestamp: now, Source: statussync.SourceSystem, ServerID: def.ID,
@@ -155,10 +169,16 @@ func (e *Engine) putServer(now time.Time, def *statussync.Server, eff *Effects) 
 	if len(changed) == 0 && !s.replan {
 		return
 	}
-	before := s.desired()
+	before, old := s.desired(), s.env
 	e.unlink(s)
+	if s.Def.EnvironmentID != def.EnvironmentID { // what another host's agent said is not about this one
+		s.Container, s.stopWait = containerEvidence{}, nil
+	}
 	s.Def = def
 	e.link(s, now)
+	if old != nil && old.implicit && len(old.servers) == 0 {
+		e.removeEnvironment(now, old.Def.ID, eff)
+	}
 	e.touch(s)
 	if d := s.desired(); d != before {
 		e.desireChanged(s, d, now)
@@ -297,7 +317,7 @@ func (e *Engine) removeServer(now time.Time, id string, origin statussync.Origin
 	version := last.Version + 1
 	if dropped := e.versions.put(id, version); dropped != "" {
 		delete(e.dirtyGone, dropped)
-		e.dirtyDelete = append(e.dirtyDelete, statussync.Record{Kind: statussync.RecordServer, ID: dropped})
+		e.dirtyDelete[recordKey{statussync.RecordServer, dropped}] = struct{}{}
 	}
 	e.dirtyGone[id] = version
 	e.touched[id] = struct{}{}
@@ -308,7 +328,7 @@ func (e *Engine) removeServer(now time.Time, id string, origin statussync.Origin
 	})
 	eff.Requests = append(eff.Requests, statussync.Request{Plan: &statussync.ProbePlan{ServerID: id, EnvironmentID: s.Def.EnvironmentID, Kind: statussync.ProbeNone, Removed: true}})
 	if env != nil && env.implicit && len(env.servers) == 0 {
-		e.removeEnvironment(env.Def.ID)
+		e.removeEnvironment(now, env.Def.ID, eff)
 	}
 }
 
@@ -362,6 +382,9 @@ func (e *Engine) refreshTarget(s *server) {
 	s.target = e.targetOf(s)
 }
 
+// maxDuration bounds the times that definitions give, so that no multiple of them overflows.
+const maxDuration = 30 * 24 * time.Hour
+
 // specOf is a server's own way of probing with what it leaves out taken from the policy.
 func (e *Engine) specOf(def *statussync.Server) statussync.ProbeSpec {
 	sp, d := def.Probe, &e.p.Probe
@@ -380,7 +403,7 @@ func (e *Engine) specOf(def *statussync.Server) statussync.ProbeSpec {
 	if sp.MaxRetries == nil {
 		sp.MaxRetries = d.MaxRetries
 	}
-	if sp.BackoffMultiplier < 1 {
+	if !(sp.BackoffMultiplier >= 1) {
 		sp.BackoffMultiplier = d.BackoffMultiplier
 	}
 	if sp.Rise <= 0 {
@@ -392,6 +415,7 @@ func (e *Engine) specOf(def *statussync.Server) statussync.ProbeSpec {
 	if sp.SlowAfter <= 0 {
 		sp.SlowAfter = d.SlowAfter
 	}
+	sp.Interval, sp.Timeout, sp.StartGrace = min(sp.Interval, maxDuration), min(sp.Timeout, maxDuration), min(sp.StartGrace, maxDuration)
 	return sp
 }
 
@@ -411,7 +435,7 @@ func (e *Engine) targetOf(s *server) string {
 			u = &url.URL{Scheme: u.Scheme, Host: u.Host, Path: s.spec.Path}
 		}
 	case s.env != nil && s.env.Def.Address != "" && s.Container.Port > 0 && s.Container.Port < 65536:
-		u = &url.URL{Scheme: "http", Host: net.JoinHostPort(strings.Trim(s.env.Def.Address, "[]"), strconv.Itoa(s.Container.Port)), Path: s.spec.Path}
+		u = &url.URL{Scheme: "http", Host: joinHostPort(strings.Trim(s.env.Def.Address, "[]"), s.Container.Port), Path: s.spec.Path}
 		if u = parseHTTP(u.String()); u != nil && u.Hostname() != strings.Trim(s.env.Def.Address, "[]") {
 			u = nil // an address that is not only a host
 		}
@@ -433,6 +457,14 @@ func (e *Engine) trusted(s *server) bool {
 		return s.env.Def.Origin.Trusted() && s.Def.Origin.Trusted()
 	}
 	return s.Def.Origin.Trusted()
+}
+
+// joinHostPort brackets an IPv6 address. (net.JoinHostPort does; the engine imports nothing that could do I/O.)
+func joinHostPort(host string, port int) string {
+	if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	return host + ":" + strconv.Itoa(port)
 }
 
 func parseHTTP(s string) *url.URL {

@@ -20,6 +20,9 @@ const (
 	connectFailed
 )
 
+// sampleWave is how many probes of one environment go on at once by default (probe.per_environment).
+const sampleWave = 16
+
 // hostSample asks all probed servers of an environment, and its agent, at one moment.
 type hostSample struct {
 	at, until time.Time
@@ -57,7 +60,9 @@ type doubt struct {
 	byAgents  bool
 	holdUntil time.Time
 	recheck   time.Time
-	spent     bool // a hold ran out, or is going on: the same trouble makes no second one
+	spent     bool      // a hold ran out, or is going on: the same trouble makes no second one
+	agentsAt  time.Time // when the agents were counted, and whether they spoke against us
+	agents    bool
 }
 
 func (d *doubt) holds(now time.Time) bool { return d.active && now.Before(d.holdUntil) }
@@ -94,7 +99,7 @@ func (e *Engine) wouldFall(s *server, now time.Time, eff *Effects) {
 		e.setVerdict(s, verdictDown, now)
 		return
 	}
-	s.falling, s.fallAt = true, now
+	s.falling, s.waitAt = true, len(e.pending)
 	e.pending = append(e.pending, s)
 }
 
@@ -108,12 +113,15 @@ func (e *Engine) askHost(s *server, now time.Time, eff *Effects) bool {
 		h.members[s] = connectFailed
 		return true
 	}
-	h := &hostSample{at: now, first: now, until: now.Add(e.p.SampleTimeout + e.p.RetryAfter), members: map[*server]answer{}}
+	h := &hostSample{at: now, first: now, members: map[*server]answer{}}
 	for _, o := range env.servers {
 		if o.probed() {
 			h.members[o] = waiting
 		}
 	}
+	// Where all hang, an environment's probes are taken in waves; the answer is still waited for as long as it serves.
+	waves := time.Duration(len(h.members)+sampleWave-1) / sampleWave
+	h.until = now.Add(min(e.p.SampleTimeout*waves+e.p.RetryAfter, max(e.p.SampleServes, e.p.SampleTimeout+e.p.RetryAfter)))
 	if len(h.members) < 2 {
 		return false
 	}
@@ -235,11 +243,12 @@ func (e *Engine) settle(now time.Time, eff *Effects) {
 	decided, us := d.decided(now, e.p.DoubtShare)
 	if decided && len(d.members) > 0 {
 		switch {
-		case us && !d.active && !d.spent:
+		case us && !d.active && !e.doubtSpent(now):
 			e.beginDoubt(now, false, eff)
 		case !us && d.active && !d.byAgents:
 			d.active = false // it was not us after all
 			d.spent = false
+			e.evalEnvs(now, eff)
 		case !us && !d.active:
 			d.spent = false
 		}
@@ -272,7 +281,12 @@ func (e *Engine) settle(now time.Time, eff *Effects) {
 	if !decided {
 		due.add(d.until)
 	}
-	for _, s := range slices.Clone(e.pending) {
+	if d.holds(now) { // everybody waits
+		e.due.set(&d.node, due.at)
+		return
+	}
+	e.settled = append(e.settled[:0], e.pending...)
+	for _, s := range e.settled {
 		if !s.falling {
 			continue
 		}
@@ -286,18 +300,17 @@ func (e *Engine) settle(now time.Time, eff *Effects) {
 		if !hostDecided || !decided || d.holds(now) {
 			continue
 		}
-		e.unfall(s)
 		if lost {
 			e.gatherFalls(s.env, now)
-			if s.env.groupAt.IsZero() { // told already: this one follows
-				e.setVerdict(s, verdictDown, now)
-				e.eval(s, now, statussync.SourceHeartbeat, eff)
+			if !s.env.groupAt.IsZero() {
+				continue // told with the others of its host
 			}
-			continue
 		}
+		e.unfall(s)
 		e.setVerdict(s, verdictDown, now)
 		e.eval(s, now, statussync.SourceHeartbeat, eff)
 	}
+	clear(e.settled)
 	e.due.set(&d.node, due.at)
 }
 
@@ -352,18 +365,26 @@ func (e *Engine) doubtAgents(now time.Time, eff *Effects) bool {
 	if d.active {
 		return d.holds(now)
 	}
-	against := e.agentsSpeakAgainstUs(now)
+	if !d.agentsAt.Equal(now) { // one count serves all that are looked at now
+		d.agentsAt, d.agents = now, e.agentsSpeakAgainstUs(now)
+	}
+	against := d.agents
 	if !against {
 		if d.byAgents {
 			d.spent = false
 		}
 		return false
 	}
-	if d.spent {
+	if e.doubtSpent(now) {
 		return false
 	}
 	e.beginDoubt(now, true, eff)
 	return true
+}
+
+// doubtSpent reports whether the trouble is still the one that falls were held for already.
+func (e *Engine) doubtSpent(now time.Time) bool {
+	return e.doubt.spent && now.Sub(e.doubt.holdUntil) < e.p.BadFor
 }
 
 // agentsSpeakAgainstUs reports whether so many environments are past their time at once that it may be us. Those that
@@ -388,7 +409,9 @@ func (e *Engine) gatherFalls(env *environment, now time.Time) {
 		return
 	}
 	env.groupAt = later(env.sample.first.Add(e.p.GatherFalls), now.Add(time.Millisecond))
-	e.due.set(&env.node, env.groupAt)
+	if env.node.index < 0 || env.groupAt.Before(env.node.at) {
+		e.due.set(&env.node, env.groupAt)
+	}
 }
 
 // hostFalls lets all servers of a lost host fall in one go: their failed samples count as confirmed failures.

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"math"
-	"slices"
 	"time"
 
 	"github.com/agentopia/statussync"
@@ -30,6 +29,7 @@ type probeEvidence struct {
 	GraceFrom time.Time     // became running, or desired running
 	AltSince  time.Time     // since when outcomes contradict the verdict without settling it
 	ByConnect bool          // the newest failure was one by connection
+	Fell      bool          // the verdict turned down by connection
 	NotMCP    bool
 	Cause     string // of the newest attempt that was no success
 	Detail    string
@@ -61,7 +61,8 @@ func (t *trend) note(is bool, rise int) {
 // forget makes the next outcome the first again; a grace that is running goes on.
 func (p *probeEvidence) forget() { *p = probeEvidence{GraceFrom: p.GraceFrom} }
 
-// gone is when a verdict that is not renewed is given up: after three of the intervals under which it was taken.
+// gone is when a verdict that is not renewed is given up: after three of the intervals under which it was taken, or of a
+// longer one that followed from it (a stopped server is asked so seldom that it would be given up in between).
 func (e *Engine) gone(s *server) time.Time {
 	return s.Probe.LastAt.Add(3*s.Probe.Taken + s.spec.Timeout)
 }
@@ -72,8 +73,8 @@ func (e *Engine) freshUntil(s *server) time.Time {
 }
 
 func (e *Engine) currentInterval(s *server) time.Duration {
-	if s.planned && s.plan.Interval > 0 {
-		return s.plan.Interval
+	if s.Every > 0 {
+		return s.Every
 	}
 	return s.spec.Interval
 }
@@ -83,6 +84,12 @@ func (e *Engine) probeResult(now time.Time, r *statussync.ProbeResult, eff *Effe
 	s := e.servers[r.ServerID]
 	if s == nil {
 		eff.fail(statussync.NotFound("server", r.ServerID))
+		return
+	}
+	switch r.Outcome {
+	case statussync.OutcomeSuccess, statussync.OutcomeAlive, statussync.OutcomeFailure:
+	default:
+		eff.fail(statussync.Invalid("outcome", "must be one of success, alive, failure"))
 		return
 	}
 	e.expireVerdict(s, now)
@@ -115,8 +122,8 @@ func (e *Engine) probeResult(now time.Time, r *statussync.ProbeResult, eff *Effe
 	if !p.AltSince.IsZero() && p.Attempts > 1 && now.Sub(p.AltSince) >= time.Duration(e.p.AlternateFactor*float64(s.spec.StartGrace)) && !s.falling {
 		// Outcomes that alternate for so long never settle: the latest is the truth.
 		if r.Outcome == statussync.OutcomeFailure {
-			if p.Verdict != verdictDown {
-				e.setVerdict(s, verdictDown, now)
+			if p.Verdict != verdictDown && p.FailSince.After(p.AltSince) { // they do alternate
+				e.wouldFall(s, now, eff)
 			}
 		} else if p.Verdict != verdictUp {
 			e.setVerdict(s, verdictUp, now)
@@ -130,6 +137,7 @@ func (e *Engine) probeResult(now time.Time, r *statussync.ProbeResult, eff *Effe
 
 func (e *Engine) setVerdict(s *server, v verdict, now time.Time) {
 	s.Probe.Verdict, s.Probe.Since, s.Probe.AltSince = v, now, time.Time{}
+	s.Probe.Fell = v == verdictDown && s.Probe.ByConnect
 }
 
 func (e *Engine) failure(s *server, now, began time.Time, r *statussync.ProbeResult, eff *Effects) {
@@ -190,6 +198,8 @@ func (e *Engine) nonFailure(s *server, now, began time.Time, r *statussync.Probe
 	case p.Verdict == verdictUp:
 		if p.OKRun >= rise {
 			p.AltSince = time.Time{}
+		} else if !p.AltSince.IsZero() { // whether they alternate is not left to the next interval
+			e.probeNow(s, e.p.RetryAfter, 0, "confirm", eff)
 		}
 	case p.Verdict == verdictNone && p.Attempts == 1, p.OKRun >= rise:
 		e.setVerdict(s, verdictUp, now)
@@ -201,8 +211,10 @@ func (e *Engine) nonFailure(s *server, now, began time.Time, r *statussync.Probe
 	}
 	if w := s.stopWait; w != nil && began.After(w.since) {
 		// A sign of life: what the agent says is older than this answer.
-		e.endStopWait(s, now, eff)
-		s.Container.Overruled = true
+		if s.stopWait = nil; p.Verdict == verdictUp {
+			e.applyContainer(s, now, &w.report, eff)
+			s.Container.Absent, s.Container.Overruled = w.absent, true
+		}
 	}
 	if p.Verdict == verdictUp {
 		e.overrule(s, began)
@@ -254,7 +266,11 @@ func (e *Engine) probeNow(s *server, after, timeout time.Duration, why string, e
 // unfall takes a server off those that wait for the two questions.
 func (e *Engine) unfall(s *server) {
 	s.falling = false
-	if i := slices.Index(e.pending, s); i >= 0 {
-		e.pending = slices.Delete(e.pending, i, i+1)
+	last := len(e.pending) - 1
+	if i := s.waitAt; i <= last && e.pending[i] == s {
+		e.pending[i] = e.pending[last]
+		e.pending[i].waitAt = i
+		e.pending[last] = nil
+		e.pending = e.pending[:last]
 	}
 }

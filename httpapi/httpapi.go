@@ -353,6 +353,8 @@ type closeReason struct {
 	code int
 	text string
 	told bool // the client has been told, as far as that was possible
+
+	theirs bool // a Close frame of the client
 }
 
 func (s *streams) init() {

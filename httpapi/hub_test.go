@@ -301,10 +301,12 @@ func (h *memHub) Subscribe(_ context.Context, r statussync.SubscribeRequest) (st
 	s := &memSub{h: h, m: m, pos: head.Seq, closed: make(chan struct{})}
 	known := !r.Cursor.IsZero() && r.Cursor.Epoch == h.epoch && r.Cursor.Seq >= h.deleted && r.Cursor.Seq <= head.Seq
 	snapshot := r.Snapshot
-	s.queue = append(s.queue, statussync.Event{Type: statussync.EventSubscribed, Cursor: head, Recovered: known, Durable: h.durable})
+	first := statussync.Event{Type: statussync.EventSubscribed, Cursor: head, Durable: h.durable}
 	if known && !r.Snapshot {
+		first.Cursor, first.Recovered = r.Cursor, true
 		s.pos = r.Cursor.Seq
 	}
+	s.queue = append(s.queue, first)
 	if !r.Cursor.IsZero() && !known {
 		reason := statussync.ResyncExpired
 		if r.Cursor.Epoch != h.epoch {

@@ -51,7 +51,8 @@ type socket struct {
 
 	in     chan inbound
 	gone   chan struct{} // closed when the writer has ended: nothing is taken any more
-	reader chan struct{} // closed when the reader has ended
+	reader chan struct{} // closed when the reader has ended; then parted is set
+	parted bool          // by a Close frame of the client: nothing unread is left
 	waker  waker
 	why    atomic.Pointer[closeReason] // set by others: end
 	dueAt  atomic.Int64                // Unix nanoseconds
@@ -259,6 +260,7 @@ func (c *socket) read() {
 	for {
 		end, frame, err := c.readFrame(decode)
 		if end != nil {
+			c.parted = end.theirs
 			c.tell(inbound{end: end})
 			return
 		}
@@ -297,10 +299,12 @@ func endOf(err error) *closeReason {
 	var closed *websocket.CloseError
 	if errors.As(err, &closed) {
 		switch code := closed.Code; {
-		case code == 1000, code == 1001, code >= wire.CloseTokenExpired && code <= wire.CloseLimit && knownCode(code):
-			return &closeReason{code: code}
+		case code == closeLost: // the library's word for a connection that just ended
+			return &closeReason{code: closeLost}
+		case code == 1000, code == 1001, knownCode(code):
+			return &closeReason{code: code, theirs: true}
 		}
-		return &closeReason{code: closeNoStatus}
+		return &closeReason{code: closeNoStatus, theirs: true}
 	}
 	var ne net.Error
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || errors.As(err, &ne) {
@@ -738,6 +742,7 @@ func (c *socket) hangUp(why closeReason) {
 	if t, ok := c.nc.(interface{ CloseWrite() error }); ok {
 		_ = t.CloseWrite() // it is closed in any case
 	}
-	<-c.reader
-	_, _ = io.CopyN(io.Discard, c.nc, 1<<20)
+	if <-c.reader; !c.parted {
+		_, _ = io.CopyN(io.Discard, c.nc, 1<<20)
+	}
 }

@@ -101,7 +101,7 @@ func (r *rig) ctx() context.Context { return context.Background() }
 func force(id string, turn int) *statussync.OverrideSet {
 	st := []statussync.State{statussync.StateRunning, statussync.StateError, statussync.StateStopped}[turn%3]
 	now := time.Now()
-	o := statussync.Override{State: st, Actor: "test", SetAt: now, ExpiresAt: now.Add(24 * time.Hour)}
+	o := statussync.Override{State: st, Actor: "test", SetAt: now, ExpiresAt: now.Add(29 * 24 * time.Hour)}
 	if err := o.Complete(now); err != nil {
 		panic(err)
 	}
@@ -111,7 +111,11 @@ func force(id string, turn int) *statussync.OverrideSet {
 // change makes one update of the server, and waits for it.
 func (r *rig) change(id string, turn int) *statussync.Entry {
 	r.t.Helper()
-	es, err := r.Submit(r.ctx(), force(id, turn))
+	o := force(id, turn)
+	if v, err := r.view(id); err == nil && v.Status.State == o.Override.State && v.Status.Marks.Has(statussync.MarkOverride) {
+		o = force(id, turn+1) // it is that already
+	}
+	es, err := r.Submit(r.ctx(), o)
 	if err != nil {
 		r.t.Fatalf("change of %s: %v", id, err)
 	}
@@ -152,8 +156,13 @@ func (r *rig) catchUp(c *statussynctest.Recorder) {
 	r.t.Helper()
 	ctx, cancel := context.WithTimeout(r.ctx(), 30*time.Second)
 	defer cancel()
-	if err := c.RunUntil(ctx, r.head()); err != nil {
-		r.t.Fatalf("catching up with %v at %v: %v; problems: %v", r.head(), c.Cursor(), err, c.Problems())
+	for !c.Reached(r.head()) { // the head may move, even to another epoch, meanwhile
+		step, stop := context.WithTimeout(ctx, 100*time.Millisecond)
+		err := c.Step(step)
+		stop()
+		if err != nil && (ctx.Err() != nil || step.Err() == nil) {
+			r.t.Fatalf("catching up with %v at %v: %v; problems: %v", r.head(), c.Cursor(), err, c.Problems())
+		}
 	}
 }
 

@@ -134,9 +134,10 @@ func (h *Hub) restore(ctx context.Context) (*writer, error) {
 	}
 	head, _ := j.Head()
 	alive := j.AliveAt()
-	now, lag := h.clock.look()
+	_, lag := h.clock.look()
 	h.clock.jump(lag) // the wall clock went on while nothing ran
-	if now = h.clock.now(); alive.After(now) {
+	now := h.clock.now()
+	if alive.After(now) {
 		// The wall clock is behind the time at which we were alive before; engine time never goes back.
 		h.log.Warn("the wall clock is behind the stored time; going on from the stored one", "stored", alive, "wall", now)
 		h.clock.jump(alive.Sub(now))

@@ -421,7 +421,6 @@ func TestClockSteps(t *testing.T) {
 		if s := r.Stats(); s.ClockJumps != 1 || s.ClockLag != 0 {
 			t.Errorf("jumps %d, lag %v", s.ClockJumps, s.ClockLag)
 		}
-		// Maintenance and override ends are wall clock: the override of a day is over.
 		e := r.change(serverID(1), 0)
 		if !e.Timestamp.Equal(r.Now().Truncate(time.Millisecond)) {
 			t.Errorf("entry at %v, now %v", e.Timestamp, r.Now())

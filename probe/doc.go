@@ -10,7 +10,10 @@
 //     environment counts under the host of its URL. Whoever has to wait does so in its environment's own queue, without
 //     holding a place elsewhere; environments take turns.
 //   - Servers whose last probe took a second or longer get at most half of the places, overall and of their
-//     environment. However many hang, the others are probed on time.
+//     environment. However many hang, the others are probed on time. A question with a shorter timeout than the plan's
+//     is exempt: it is put to many servers at once and wants all the answers soon.
+//   - An answer to a ProbeNow always began after it was asked for. One for at once with a shorter timeout than that of
+//     the probe in flight replaces it, which then gives no result; any other waits for its end.
 //   - Results reach the Observer in the order in which they ended, many at a time where many are ready. A server's next
 //     probe starts only after its last result was taken. A probe that was given up (plan replaced, server removed,
 //     shutdown) gives no result: it says nothing about the server.

@@ -69,7 +69,7 @@ func (s *Scheduler) groupKey(t *target) string {
 }
 
 // enqueue puts t, which is due and in no other place, into its group's queue; an urgent one before the others.
-func (s *Scheduler) enqueue(t *target, urgent bool) {
+func (s *Scheduler) enqueue(t *target, urgent bool, now time.Time) {
 	key := s.groupKey(t)
 	g := s.groups[key]
 	if g == nil {
@@ -77,7 +77,7 @@ func (s *Scheduler) enqueue(t *target, urgent bool) {
 		s.groups[key] = g
 	}
 	p := &place{g: g}
-	if t.slow {
+	if t.slow && !t.brief(now) {
 		p.lane = laneSlow
 	}
 	if q := &g.queue[p.lane]; urgent {
@@ -88,6 +88,20 @@ func (s *Scheduler) enqueue(t *target, urgent bool) {
 	t.queued = p
 	s.stats.Waiting++
 	s.offer(g)
+}
+
+// brief reports whether the probe that is due has less time than the plan gives: it can't hold its place for long, and
+// whoever asks so waits for many servers at once.
+func (t *target) brief(now time.Time) bool {
+	for _, o := range t.once {
+		if o.at.After(now) {
+			break
+		}
+		if o.timeout > 0 && o.timeout < timeout(t.plan) {
+			return true
+		}
+	}
+	return false
 }
 
 // unqueue takes t out of its group's queue, if it is in one.
@@ -180,7 +194,7 @@ func (s *Scheduler) collect(now time.Time) (next time.Time, ok bool) {
 		}
 		heap.Pop(&s.due)
 		// A probe beside the cadence is a question that somebody waits for.
-		s.enqueue(t, len(t.once) > 0 && !t.once[0].at.After(now))
+		s.enqueue(t, len(t.once) > 0 && !t.once[0].at.After(now), now)
 	}
 	return time.Time{}, false
 }

@@ -228,7 +228,7 @@ func (s *Scheduler) drop(f *flight, now time.Time) {
 	case t.prober == nil:
 	case t.call != nil:
 		t.key = now
-		s.enqueue(t, true)
+		s.enqueue(t, true, now)
 	default:
 		s.reschedule(t)
 	}

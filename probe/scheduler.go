@@ -276,7 +276,7 @@ func (s *Scheduler) setPlan(p *statussync.ProbePlan, now time.Time) (known bool)
 	if t.queued != nil && s.groupKey(t) != t.queued.g.key {
 		urgent := t.call != nil
 		s.unqueue(t)
-		s.enqueue(t, urgent)
+		s.enqueue(t, urgent, now)
 	}
 	s.reschedule(t)
 	return true
@@ -326,10 +326,14 @@ func (s *Scheduler) probeNow(r *statussync.ProbeNow, now time.Time) {
 		return
 	}
 	s.addOnce(t, once{at: now.Add(max(0, r.After)), timeout: max(0, r.Timeout)})
-	if f := t.flight; f != nil && f.res == nil && r.After <= 0 && r.Timeout > 0 &&
-		f.start.Add(timeout(f.plan)).After(now.Add(r.Timeout)) {
-		// The question wants its answer sooner than the probe in flight may give one: it is asked anew.
+	if f := t.flight; f != nil && f.res == nil && r.After <= 0 && r.Timeout > 0 && timeout(f.plan) > r.Timeout {
+		// The question wants an answer that began after it, and soon: it does not wait for a more patient probe. One
+		// that is as brief is waited for, so that questions in a row can't keep each other from ever being answered.
 		s.giveUp(t)
+	}
+	if t.queued != nil && r.After <= 0 {
+		s.unqueue(t)
+		s.enqueue(t, true, now)
 	}
 	s.reschedule(t)
 }
@@ -417,11 +421,11 @@ func (s *Scheduler) join(id string, now time.Time) (*call, error) {
 	case t.flight != nil: // its end answers, or starts another where it was given up
 	case t.queued != nil:
 		s.unqueue(t)
-		s.enqueue(t, true)
+		s.enqueue(t, true, now)
 	default:
 		heap.Remove(&s.due, t.index)
 		t.key = now
-		s.enqueue(t, true)
+		s.enqueue(t, true, now)
 	}
 	signal(s.wake)
 	return c, nil

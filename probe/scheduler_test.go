@@ -307,6 +307,29 @@ func TestChangedURL(t *testing.T) {
 	})
 }
 
+// A result that waits for the Observer when the plan's address changes is about the old one, and is not handed over.
+func TestChangedURLDropsWaitingResults(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		to, h := &recorder{gate: make(chan struct{})}, newHost()
+		s, stop := run(t, Options{}, h, to)
+		defer stop()
+		s.Do([]statussync.Request{planOf("first", "e", time.Hour), planOf("a", "e", time.Hour), now("first", 0, 0)})
+		pass(time.Second) // the Observer is busy with the first
+		s.Do([]statussync.Request{now("a", 0, 0)})
+		pass(time.Second)
+		changed := time.Now()
+		p := planOf("a", "e", time.Hour)
+		p.Plan.URL = "http://new.example/"
+		s.Do([]statussync.Request{p})
+		pass(time.Second)
+		close(to.gate)
+		pass(3 * time.Second)
+		if got := to.of("a"); len(got) != 1 || got[0].StartedAt.Before(changed) {
+			t.Errorf("%d results, %+v", len(got), got)
+		}
+	})
+}
+
 func TestProbeNow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		to, h := &recorder{}, newHost()
@@ -363,6 +386,45 @@ func TestSampleReplacesAHangingProbe(t *testing.T) {
 		got := to.of("a")
 		if len(got) != 1 || got[0].FinishedAt.Sub(asked) != 2*time.Second || got[0].StartedAt.Before(asked) || h.see().maxOne != 1 {
 			t.Errorf("%d results, %+v", len(got), got)
+		}
+		for range 10 { // asked again and again, it is still answered
+			s.Do([]statussync.Request{now("a", 0, 2*time.Second)})
+			pass(time.Second)
+		}
+		if n := len(to.of("a")); n != 6 {
+			t.Errorf("%d results after 10 more seconds", n)
+		}
+	})
+}
+
+// All servers of a host hang, and all are asked at once for an answer within 2 s: they are not put off as slow ones are.
+func TestSampleOfSlowServers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		to, h := &recorder{}, newHost()
+		h.behave = func(*statussync.ProbePlan) (statussync.Outcome, time.Duration) {
+			return statussync.OutcomeFailure, time.Hour
+		}
+		s, stop := run(t, Options{PerEnvironment: 16}, h, to)
+		defer stop()
+		var plans, sample []statussync.Request
+		for i := range 16 {
+			id := fmt.Sprint("s", i)
+			plans = append(plans, planOf(id, "e", 10*time.Second))
+			sample = append(sample, now(id, 0, 2*time.Second))
+		}
+		s.Do(plans)
+		pass(65 * time.Second) // some are in flight, some wait in the slow lane
+		asked := time.Now()
+		s.Do(sample)
+		pass(2 * time.Second)
+		answered := 0
+		for _, r := range to.all() {
+			if !r.StartedAt.Before(asked) {
+				answered++
+			}
+		}
+		if answered != 16 {
+			t.Errorf("%d of 16 answered within 2 s", answered)
 		}
 	})
 }

@@ -87,6 +87,7 @@ func (s *Store) commit(ctx context.Context, p *plan) error {
 		s.tail = true
 	default:
 		s.tail = false
+		s.trouble = nil
 		s.head = p.head
 		if p.base == s.deleted.Seq {
 			s.oldest = p.oldest

@@ -41,6 +41,16 @@ func updates(epoch statussync.Epoch, after uint64, n, servers int) []statussync.
 	return out
 }
 
+// padded makes entries of more than 3 KB, so that few of them are much.
+func padded(epoch statussync.Epoch, after uint64, n int) []statussync.Encoded {
+	out := updates(epoch, after, n, 20)
+	for i := range out {
+		out[i].Details += strings.Repeat(".", 3000)
+		out[i].JSON = out[i].AppendJSON(nil)
+	}
+	return out
+}
+
 // BenchmarkAppend appends batches of 1,000 updates of 1,000 servers; BenchmarkRaw puts the same bytes of JSON into a
 // table of two columns with multi-row inserts, as fast as the driver can. The goal is half of its rate.
 func BenchmarkAppend(b *testing.B) {

@@ -55,7 +55,7 @@ func (s *Store) readable(after statussync.Cursor) (head statussync.Cursor, err e
 	switch {
 	case s.closed:
 		return s.head, errClosed
-	case after.Epoch != s.head.Epoch || after.Epoch == "":
+	case after.Epoch != s.head.Epoch:
 		return s.head, expired("the cursor is of another epoch")
 	case after.Seq > s.head.Seq:
 		return s.head, expired("the cursor lies beyond the newest entry")

@@ -123,15 +123,16 @@ type Store struct {
 
 	// turn holds one token while somebody writes; it guards the fields up to mu.
 	turn    chan struct{}
-	w       *writer // nil: to be opened again
-	tail    bool    // the file may hold entries after head that failed or were given up
-	rowArgs []any   // reused
+	closing chan struct{} // closed when Close begins: nobody waits for the turn any more
+	w       *writer       // nil: to be opened again
+	tail    bool          // the file may hold entries after head that failed or were given up
+	rowArgs []any         // reused
 
 	mu       sync.Mutex // held for moments only; guards what follows
 	head     statussync.Cursor
 	deleted  statussync.Cursor
 	oldest   int64  // ts of the entry after deleted, where there is one
-	trouble  error  // of the newest write; nil when it succeeded
+	trouble  error  // of the newest write that failed; nil once an append succeeded after it
 	lastFail string // of Run, so that a lasting trouble is logged once
 	closed   bool
 }
@@ -149,7 +150,7 @@ func Open(ctx context.Context, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{opts: o, log: o.Logger, path: filepath.Join(o.Dir, fileName), turn: make(chan struct{}, 1)}
+	s := &Store{opts: o, log: o.Logger, path: filepath.Join(o.Dir, fileName), turn: make(chan struct{}, 1), closing: make(chan struct{})}
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, statussync.NewError(statussync.CodeUnavailable, "the data directory cannot be made", err)
 	}
@@ -348,6 +349,7 @@ func (s *Store) Close() error {
 		return nil
 	}
 	s.closed = true
+	close(s.closing)
 	head := s.head
 	s.mu.Unlock()
 
@@ -431,30 +433,21 @@ func (s *Store) sizes() (file, log int64) {
 	return file, log
 }
 
-// Healthy returns nil when the store can be read and took the newest write. After a write that failed it tries a small
-// one. The error has CodeUnavailable and says what to do. It waits for an append under way, until ctx ends.
+// Healthy returns nil when the newest write succeeded, its file is in its place and can be read. The error has
+// CodeUnavailable and says what to do. After a write that failed it stays until an Append succeeds. It never waits for a
+// writer.
 func (s *Store) Healthy(ctx context.Context) error {
-	if err := s.take(ctx); err != nil {
-		return err
+	s.mu.Lock()
+	trouble, closed := s.trouble, s.closed
+	s.mu.Unlock()
+	if closed {
+		return errClosed
 	}
-	defer s.give()
 	if err := s.inPlace(); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	trouble := s.trouble
-	s.mu.Unlock()
 	if trouble != nil {
-		w, err := s.writer()
-		if err == nil {
-			err = w.setMeta(metaClean, int64(0))
-		}
-		if err != nil {
-			s.dropWriter()
-		}
-		err = explain(s.path, "writing", err)
-		s.note(err)
-		return err
+		return trouble
 	}
 	var n int
 	err := s.reads.QueryRowContext(ctx, `SELECT count(*) FROM (SELECT 1 FROM entries ORDER BY seq DESC LIMIT 1)`).Scan(&n)
@@ -482,6 +475,8 @@ func (s *Store) take(ctx context.Context) error {
 	}
 	select {
 	case s.turn <- struct{}{}:
+	case <-s.closing:
+		return errClosed
 	case <-ctx.Done():
 		return givenUp("the write", ctx.Err())
 	}
@@ -496,10 +491,3 @@ func (s *Store) take(ctx context.Context) error {
 }
 
 func (s *Store) give() { <-s.turn }
-
-// note remembers how the newest write ended, for Healthy.
-func (s *Store) note(err error) {
-	s.mu.Lock()
-	s.trouble = err
-	s.mu.Unlock()
-}

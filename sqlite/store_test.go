@@ -3,15 +3,39 @@ package sqlite
 import (
 	"context"
 	"errors"
+	"flag"
+	"os"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/agentopia/statussync"
 	"github.com/agentopia/statussync/statussynctest"
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// childEnv makes this test binary run as one of the processes that the tests start; its value says which.
+const childEnv = "SQLITE_TEST_CHILD"
+
+func TestMain(m *testing.M) {
+	if mode := os.Getenv(childEnv); mode != "" {
+		os.Exit(childMain(mode, os.Getenv("SQLITE_TEST_DIR")))
+	}
+	// Each check opens real files several times; -rapid.checks asks for more.
+	if err := flag.Set("rapid.checks", strconv.Itoa(quantity(25, 6))); err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// quantity is how much of something a test does: less in a race build.
+func quantity(plain, race int) int {
+	if raced {
+		return race
+	}
+	return plain
+}
 
 // open opens a store in dir and closes it with the test.
 func open(t testing.TB, o Options) *Store {
@@ -44,6 +68,41 @@ func TestConformance(t *testing.T) {
 			})
 		})
 	}
+}
+
+// clock is a settable Options.Now.
+type clock struct{ t time.Time }
+
+func (c *clock) now() time.Time { return c.t }
+
+// expire deletes the entries up to and including seq, by making just these too old; entries must be apart by more than a
+// millisecond.
+func expire(t testing.TB, s *Store, c *clock, seq uint64) {
+	t.Helper()
+	var ts int64
+	if err := s.reads.QueryRow(`SELECT ts FROM entries WHERE seq = ?`, int64(seq)).Scan(&ts); err != nil {
+		t.Fatal(err)
+	}
+	c.t = time.UnixMilli(ts + 1).Add(s.opts.Retention)
+	if err := s.retain(context.Background()); err != nil {
+		t.Fatalf("retain: %v", err)
+	}
+	c.t = time.Time{}
+}
+
+func TestConformanceRetention(t *testing.T) {
+	statussynctest.JournalRetention(t, func(t *testing.T) (statussync.Journal, func(uint64), func() statussync.Journal) {
+		c := new(clock)
+		o := Options{Dir: t.TempDir(), Now: c.now}
+		s := open(t, o)
+		return s, func(seq uint64) { expire(t, s, c, seq) }, func() statussync.Journal {
+			if err := s.Close(); err != nil {
+				t.Fatalf("Close: %v", err)
+			}
+			s = open(t, o)
+			return s
+		}
+	})
 }
 
 // TestQueryPlans pins what makes reads cheap: both find their rows by an index and in its order.

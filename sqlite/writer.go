@@ -192,8 +192,10 @@ func (s *Store) write(doing string, f func(w *writer) error) error {
 		}
 	}
 	err = explain(s.path, doing, err)
-	if err == nil || !benign(err) {
-		s.note(err)
+	if err != nil && !benign(err) {
+		s.mu.Lock()
+		s.trouble = err
+		s.mu.Unlock()
 	}
 	return err
 }

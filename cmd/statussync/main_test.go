@@ -496,7 +496,7 @@ weather  success      -          200    3.2ms  running  healthy    ok
 search   failure      refused      -        -  error    unhealthy  probe_failing
 stdio    not checked  conflict     -        -  -        -          has no address
 
-2 servers checked in 1.235s, 1 failed, 1 not checked
+2 servers checked in 1.2s, 1 failed, 1 not checked
 `},
 		{[]string{"override", "set", "weather", "--state", "stopped", "--note", "moving house", "--for", "2d"}, 0, `weather is stopped, health unknown: a person said so.
   reason        override
@@ -577,14 +577,14 @@ func frameOf(e *statussync.Entry) string {
 	return string(wire.AppendEntry(nil, e.Kind, e.Cursor(), e.AppendJSON(nil)))
 }
 
-// until is an output that ends a command, as Ctrl-C does, once it has shown a text.
-type until struct {
+// endsWith is an output that ends a command, as Ctrl-C does, once it has shown a text.
+type endsWith struct {
 	shown  bytes.Buffer
 	text   string
 	cancel context.CancelFunc
 }
 
-func (u *until) Write(b []byte) (int, error) {
+func (u *endsWith) Write(b []byte) (int, error) {
 	n, err := u.shown.Write(b)
 	if strings.Contains(u.shown.String(), u.text) {
 		u.cancel()
@@ -595,7 +595,7 @@ func (u *until) Write(b []byte) (int, error) {
 func watch(t *testing.T, last string, args ...string) result {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	out := &until{text: last, cancel: cancel}
+	out := &endsWith{text: last, cancel: cancel}
 	r := exec(ctx, append([]string{"watch"}, args...), func(s *system) { s.stdout = out })
 	r.out = out.shown.String()
 	if !strings.Contains(r.out, last) && r.code == 0 {
@@ -612,14 +612,14 @@ func TestWatch(t *testing.T) {
 		[]string{`{"type":"subscribed","cursor":"e8:1","recovered":false,"durable":true}`, `{"type":"resync","reason":"epoch"}`, snapshot, `{"type":"snapshot_end","cursor":"e7:45"}`, frameOf(silent), frameOf(entry(47, "weather", 5, bad, good))},
 	)
 	r := watch(t, "error/unhealthy → running", "--server", url, "--since", "e7:40")
-	want := `11:59:00  weather       running/healthy → error/unhealthy    probe_failing (timeout) [flapping]  details of it
+	want := `11:59:00  weather       running/healthy → error/unhealthy      probe_failing (timeout) [flapping]  details of it
 ID       ENVIRONMENT  STATE    HEALTH   REASON  MARKS  SINCE  LATENCY
 weather  box-7        running  healthy  ok      -       3h5m     12ms
 
 1 server: 1 available
 
 12:00:00  box-7         environment silent (7 servers: a, b, c, d, e, and 2 more)  no heartbeat for 4m
-11:59:00  weather       error/unhealthy → running/healthy    ok  details of it
+11:59:00  weather       error/unhealthy → running/healthy      ok  details of it
 `
 	if d := cmp.Diff(want, r.out); d != "" || r.code != 0 {
 		t.Errorf("exit %d (-want +got):\n%s", r.code, d)

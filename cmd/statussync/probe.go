@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"strconv"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -166,8 +165,7 @@ func (c *cli) probeTable(p printer, r *wire.ProbeResults, failed int) error {
 			return err
 		}
 	}
-	s := plural(len(r.Items), "server", "servers") + " checked in " +
-		(time.Duration(r.DurationMS * float64(time.Millisecond))).Round(time.Millisecond).String()
+	s := plural(len(r.Items), "server", "servers") + " checked in " + latency(r.DurationMS)
 	if failed > 0 {
 		s += ", " + p.paint(fmt.Sprintf("%d failed", failed), red)
 	}

@@ -197,8 +197,8 @@ func (w *watcher) entry(e *statussync.Entry) error {
 	return w.p.line(line)
 }
 
-// conclusionWidth is room for most pairs: "running/healthy" and "error/unhealthy".
-const conclusionWidth = 32
+// conclusionWidth is room for most pairs: "running/unhealthy" and "stopped/unhealthy".
+const conclusionWidth = 34
 
 func conclusion(s *statussync.Status) string { return clean(string(s.State) + "/" + string(s.Health)) }
 
