@@ -51,6 +51,7 @@ type Ready struct {
 // How long each part may take to stop before it is given up and named in the log. Together they stay under 3 s.
 const (
 	stopHTTP    = 1 * time.Second
+	stopStreams = 300 * time.Millisecond
 	stopSources = 500 * time.Millisecond
 	stopHub     = 1 * time.Second
 	stopStore   = 500 * time.Millisecond
@@ -321,7 +322,9 @@ func (s *service) shutdown(core *part, others []*part) error {
 	for _, p := range others {
 		errs = append(errs, p.join(stopSources))
 	}
-	errs = append(errs, within("api", stopHTTP, func() error { s.api.Close(); return nil }))
+	sctx, cancelStreams := context.WithTimeout(context.Background(), stopStreams)
+	defer cancelStreams()
+	s.api.Shutdown(sctx)
 	s.prober.Close()
 	errs = append(errs, core.join(stopHub))
 	errs = append(errs, within("store", stopStore, s.store.Close))

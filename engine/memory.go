@@ -20,8 +20,8 @@ type server struct {
 	raw      conclusion           // steps 1 to 3, as last computed
 	seenIn   uint64               // number of the last report that listed it, and where
 	seenAt   int
-	falling  bool      // a fall waits for the two questions
-	waitAt   int       // its place among those that wait
+	falling  bool // a fall waits for the two questions
+	waitAt   int  // its place among those that wait
 	stopWait *stopWait
 	replan   bool          // its definition changed: the plan is told again
 	restored bool          // from the store; a full registry update has not confirmed it yet

@@ -19,7 +19,7 @@ type recordKey struct {
 
 type storedServer struct {
 	V       int
-	At      time.Time     `json:",omitzero"` // engine time when this was stored: the service was alive then
+	At      time.Time     `json:",omitzero"`  // engine time when this was stored: the service was alive then
 	Removed uint64        `json:",omitempty"` // the version at removal; then there is no memory
 	Skipped time.Duration `json:",omitempty"` // Engine.skipped when this was stored
 	Memory  *memory       `json:",omitempty"`

@@ -256,7 +256,8 @@ func (e *Engine) settle(now time.Time, eff *Effects) {
 	if d.active {
 		switch {
 		case !now.Before(d.holdUntil):
-			d.active = false // held long enough: now the truth is told
+			d.active = false // held long enough: now the truth is told, whatever the newest sample will say
+			d.members, decided = nil, true
 			e.evalEnvs(now, eff)
 		case d.byAgents && !now.Before(d.recheck):
 			d.recheck = now.Add(e.p.RetryAfter)

@@ -56,6 +56,7 @@ import (
 // # Life of the service
 //
 //	restart down=1h      stop, and start again from what was stored
+//	kill down=1h         the same, but nothing was stored since the last restart, except what belongs to no server
 //	gap 10m              the process was suspended
 //
 // # Questions
@@ -369,7 +370,12 @@ func (sc *script) command(cmd string, args []string) error {
 		}
 		sc.pass(sc.now.Add(d))
 	case "restart":
-		sc.save()
+		sc.save(func(statussync.RecordKind) bool { return true })
+		alive := sc.now
+		sc.now = sc.now.Add(a.duration("down"))
+		sc.start(alive)
+	case "kill":
+		sc.save(func(k statussync.RecordKind) bool { return k == statussync.RecordEngine })
 		alive := sc.now
 		sc.now = sc.now.Add(a.duration("down"))
 		sc.start(alive)
@@ -496,13 +502,16 @@ func (sc *script) check() error {
 	return nil
 }
 
-// save keeps all that the engine wants to find again.
-func (sc *script) save() {
+// save keeps what the engine wants to find again.
+func (sc *script) save(keep func(statussync.RecordKind) bool) {
 	for more := true; more; {
 		var recs []statussync.Record
 		recs, more = sc.e.Dirty(nil, 2)
 		for _, r := range recs {
 			k := string(r.Kind) + " " + r.ID
+			if !keep(r.Kind) {
+				continue
+			}
 			if r.Data == nil {
 				delete(sc.store, k)
 			} else {

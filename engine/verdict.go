@@ -28,6 +28,7 @@ type probeEvidence struct {
 	OKAt      time.Time     // when the newest non-failure began
 	GraceFrom time.Time     // became running, or desired running
 	AltSince  time.Time     // since when outcomes contradict the verdict without settling it
+	AltBoth   bool          // and there were both kinds since
 	ByConnect bool          // the newest failure was one by connection
 	Fell      bool          // the verdict turned down by connection
 	NotMCP    bool
@@ -111,7 +112,7 @@ func (e *Engine) probeResult(now time.Time, r *statussync.ProbeResult, eff *Effe
 	}
 	p.Cause, p.Detail = r.Cause, r.Detail
 	if p.Verdict == verdictNone && p.AltSince.IsZero() {
-		p.AltSince = now
+		p.AltSince, p.AltBoth = now, false
 	}
 	if r.Outcome == statussync.OutcomeFailure {
 		s.Pub.ErrorCount++
@@ -122,7 +123,7 @@ func (e *Engine) probeResult(now time.Time, r *statussync.ProbeResult, eff *Effe
 	if !p.AltSince.IsZero() && p.Attempts > 1 && now.Sub(p.AltSince) >= time.Duration(e.p.AlternateFactor*float64(s.spec.StartGrace)) && !s.falling {
 		// Outcomes that alternate for so long never settle: the latest is the truth.
 		if r.Outcome == statussync.OutcomeFailure {
-			if p.Verdict != verdictDown && p.FailSince.After(p.AltSince) { // they do alternate
+			if p.Verdict != verdictDown && p.AltBoth {
 				e.wouldFall(s, now, eff)
 			}
 		} else if p.Verdict != verdictUp {
@@ -156,7 +157,7 @@ func (e *Engine) failure(s *server, now, began time.Time, r *statussync.ProbeRes
 		return
 	}
 	if p.AltSince.IsZero() {
-		p.AltSince = now
+		p.AltSince, p.AltBoth = now, false
 	}
 	if p.FailRun <= retries {
 		after := float64(e.p.RetryAfter) * math.Pow(s.spec.BackoffMultiplier, float64(p.FailRun-1))
@@ -187,6 +188,7 @@ func (e *Engine) nonFailure(s *server, now, began time.Time, r *statussync.Probe
 	p.ByConnect, p.NotMCP = false, false
 	p.OKRun++
 	p.OKAt = began
+	p.AltBoth = true
 	if s.falling {
 		e.unfall(s)
 	}

@@ -77,7 +77,7 @@ func (a *API) remote(r *http.Request) (addr netip.Addr, direct bool) {
 	addr = ap.Addr().Unmap().WithZone("")
 	forwarded := r.Header.Values("X-Forwarded-For")
 	if !a.trusted(addr) {
-		return addr, r.Header.Get("Forwarded") == "" && r.Header.Get("X-Real-Ip") == ""
+		return addr, len(forwarded) == 0 && r.Header.Get("Forwarded") == "" && r.Header.Get("X-Real-Ip") == ""
 	}
 	// Each proxy appends whom it saw: from the right, the first that is no trusted proxy is the client.
 	hops := strings.Split(strings.Join(forwarded, ","), ",")

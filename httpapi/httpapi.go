@@ -243,12 +243,17 @@ func (a *API) Wait(ctx context.Context) error {
 	}
 }
 
-// Close is Drain, waits for at most Options.WriteTimeout, cuts what is left then, and joins every goroutine of the API.
-// It may be called more than once.
+// Close is Shutdown with Options.WriteTimeout. It may be called more than once.
 func (a *API) Close() {
-	a.Drain()
 	ctx, cancel := context.WithTimeout(context.Background(), a.opts.WriteTimeout)
 	defer cancel()
+	a.Shutdown(ctx)
+}
+
+// Shutdown is Drain, waits until every stream has ended or ctx ends, cuts what is left then, and joins every goroutine
+// of the API. A client that does not read its close frame so delays a stop no longer than ctx.
+func (a *API) Shutdown(ctx context.Context) {
+	a.Drain()
 	if a.Wait(ctx) != nil {
 		a.streams.cutAll()
 		<-a.streams.ended()

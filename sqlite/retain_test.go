@@ -86,7 +86,7 @@ func TestRetentionBesideWriters(t *testing.T) {
 func TestShrink(t *testing.T) {
 	o := Options{Dir: t.TempDir(), Now: func() time.Time { return start }}
 	s := open(t, o)
-	const total = 5000
+	const total = 4500
 	for seq := uint64(0); seq < total; seq += 500 {
 		mustAppend(t, s, &statussync.Batch{Entries: padded("e1", seq, 500)})
 	}
