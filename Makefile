@@ -24,7 +24,8 @@ test-setup:
 	@./.ci/setup
 
 test: test-setup lint ## install what the tests need, then lint and run all tests with the race detector
-	$(GO) test $(RACE) -timeout 10m ./...
+	$(GO) test $(RACE) -timeout 10m $$($(GO) list ./... | grep -v /e2e$$)
+	$(GO) test $(RACE) -timeout 10m ./e2e
 
 lint: ## gofmt, go vet, staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "gofmt would change: $$unformatted"; exit 1; fi

@@ -21,7 +21,7 @@ import (
 func TestDemo(t *testing.T) {
 	dir := t.TempDir()
 	cmd := exec.Command(theBinary(t), "demo", "--listen", freeAddr(t))
-	cmd.Env = append(os.Environ(), "TMPDIR="+dir, "NO_COLOR=1")
+	cmd.Env = append(environ(), "TMPDIR="+dir, "NO_COLOR=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {

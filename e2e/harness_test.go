@@ -73,6 +73,10 @@ func theBinary(t testing.TB) string {
 	return bin
 }
 
+// environ is the environment of a process under test: with the race detector it must not linger for a second at its
+// end, as it would by default.
+func environ() []string { return append(os.Environ(), "GORACE=atexit_sleep_ms=0") }
+
 type (
 	obj  = map[string]any
 	list = []any
@@ -212,7 +216,7 @@ func (s *service) start() {
 	}
 	defer logf.Close()
 	cmd := exec.Command(theBinary(s.t), "serve", "--config", s.file)
-	cmd.Env = append(os.Environ(), s.env...)
+	cmd.Env = append(environ(), s.env...)
 	cmd.Stdout, cmd.Stderr = logf, logf
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
@@ -702,7 +706,7 @@ func cli(t testing.TB, env []string, args ...string) (code int, stdout, stderr s
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, theBinary(t), args...)
-	cmd.Env = append(os.Environ(), env...)
+	cmd.Env = append(environ(), env...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()

@@ -33,7 +33,7 @@ func concluded(t *testing.T, lines string) statussync.Status {
 func TestExitCodes(t *testing.T) {
 	const ok, stopped, crashed = "stopped/unknown ok", "stopped/unhealthy stopped_unexpectedly", "stopped/unhealthy crashed"
 	for _, row := range []struct {
-		exit                                string
+		exit                               string
 		running, wantStopped, nobodySaidSo string
 	}{
 		{"exited", stopped, ok, ok}, // not known

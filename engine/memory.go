@@ -26,6 +26,7 @@ type server struct {
 	replan   bool          // its definition changed: the plan is told again
 	restored bool          // from the store; a full registry update has not confirmed it yet
 	storedAt time.Duration // restored: Engine.skipped when its record was stored
+	recordAt time.Time     // restored: when that was
 }
 
 // memory is the stored part of a server; fields are exported for encoding/json.
@@ -140,6 +141,7 @@ type environment struct {
 	implicit   bool // made by a server that names it; its registry never told of it
 	restored   bool
 	storedAt   time.Duration // restored: Engine.skipped when its record was stored
+	recordAt   time.Time     // restored: when that was
 }
 
 // envMemory is the stored part of an environment.

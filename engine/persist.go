@@ -163,7 +163,7 @@ func (e *Engine) Restore(r statussync.Record) error {
 		if st.Memory.Def == nil || st.Memory.Def.ID != r.ID || r.ID == "" || e.servers[r.ID] != nil {
 			return bad("is not the record of that server", nil)
 		}
-		s := &server{memory: *st.Memory, restored: true, storedAt: st.Skipped}
+		s := &server{memory: *st.Memory, restored: true, storedAt: st.Skipped, recordAt: st.At}
 		s.node = dueNode{kind: dueServer, index: -1, server: s}
 		if f := &s.Flap; f.On && len(f.Changes) == 0 {
 			f.On = false // written by nobody we know; it would never become quiet
@@ -180,7 +180,7 @@ func (e *Engine) Restore(r statussync.Record) error {
 		if st.Memory == nil || st.Memory.Def == nil || st.Memory.Def.ID != r.ID || r.ID == "" || e.envs[r.ID] != nil {
 			return bad("is not the record of that environment", nil)
 		}
-		env := &environment{envMemory: *st.Memory, byContainer: map[string]*server{}, implicit: st.Implicit, restored: true, storedAt: st.Skipped}
+		env := &environment{envMemory: *st.Memory, byContainer: map[string]*server{}, implicit: st.Implicit, restored: true, storedAt: st.Skipped, recordAt: st.At}
 		env.Gaps = slices.DeleteFunc(env.Gaps, func(d time.Duration) bool { return d <= 0 || d > maxDuration })
 		if len(env.Gaps) > 10 {
 			env.Gaps = env.Gaps[len(env.Gaps)-10:]
@@ -222,12 +222,14 @@ func (e *Engine) Start(now, alive time.Time, eff *Effects) {
 	if !alive.IsZero() && now.After(alive) {
 		gap = now.Sub(alive)
 	}
-	// A record that an earlier run did not store again still lacks what that run took off.
 	for _, s := range e.servers {
-		s.shift(gap + e.skipped - s.storedAt)
+		lacks := e.skipped - s.storedAt // an earlier run took it off, but did not store this record again
+		s.shift(gap + lacks)
+		s.renew(unstored(alive, s.recordAt, lacks))
 	}
 	for _, env := range e.envs {
-		env.shift(gap + e.skipped - env.storedAt)
+		lacks := e.skipped - env.storedAt
+		env.shift(gap + lacks + unstored(alive, env.recordAt, lacks))
 	}
 	slices.SortFunc(e.envOrder, func(a, b *environment) int { return compare(a.Def.ID, b.Def.ID) })
 	for _, s := range e.sorted() {
@@ -246,6 +248,18 @@ func (e *Engine) Start(now, alive time.Time, eff *Effects) {
 	for id := range e.envs {
 		e.touchedEnvs[id] = struct{}{}
 	}
+}
+
+// storeWithin is how long evidence that made no update may wait to be stored (docs/domain.md, promise 1).
+const storeWithin = 10 * time.Second
+
+// unstored is how long before the service died evidence may have been renewed that the record, written at recordAt,
+// does not hold. What could not be known to be old is not taken for old.
+func unstored(alive, recordAt time.Time, lacks time.Duration) time.Duration {
+	if recordAt.IsZero() {
+		return 0
+	}
+	return min(max(0, alive.Sub(recordAt)-lacks), storeWithin)
 }
 
 func (e *Engine) sorted() []*server {
@@ -303,9 +317,8 @@ func move(d time.Duration, times ...*time.Time) {
 }
 
 func (s *server) shift(d time.Duration) {
-	p, c := &s.Probe, &s.Container
-	move(d, &c.AssertedAt, &c.FirstSaid, &s.Record.AssertedAt, &p.Since, &p.LastAt, &p.FailSince, &p.OKAt, &p.GraceFrom,
-		&p.AltSince, &s.RowBeat, &s.FirstSeen, &s.RunningSince, &s.StartingSince, &s.StoppingSince, &s.BadSince)
+	s.renew(d)
+	move(d, &s.RunningSince, &s.StartingSince, &s.StoppingSince, &s.BadSince)
 	for i := range s.Restarting {
 		move(d, &s.Restarting[i])
 	}
@@ -318,6 +331,13 @@ func (s *server) shift(d time.Duration) {
 	if w := s.stopWait; w != nil {
 		move(d, &w.since, &w.until)
 	}
+}
+
+// renew is shift for those clocks alone that tell how old evidence is; deadlines and windows go on.
+func (s *server) renew(d time.Duration) {
+	p, c := &s.Probe, &s.Container
+	move(d, &c.AssertedAt, &c.FirstSaid, &s.Record.AssertedAt, &p.Since, &p.LastAt, &p.FailSince, &p.OKAt, &p.GraceFrom,
+		&p.AltSince, &s.RowBeat, &s.FirstSeen)
 }
 
 func (env *environment) shift(d time.Duration) {

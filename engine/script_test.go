@@ -275,14 +275,18 @@ func (sc *script) command(cmd string, args []string) error {
 			Origin: statussync.Origin(a.or("origin", "config")),
 		}
 		env.Name = env.ID
-		sc.envs[env.ID] = env
+		if old, ok := sc.envs[env.ID]; !ok || old.Origin == env.Origin { // else it will be refused
+			sc.envs[env.ID] = env
+		}
 		sc.see(&statussync.RegistryUpdate{Origin: env.Origin, Environments: []statussync.Environment{env}})
 	case "server":
 		s, err := parseServer(a)
 		if err != nil {
 			return err
 		}
-		sc.servers[s.ID] = s
+		if old, ok := sc.servers[s.ID]; !ok || old.Origin == s.Origin {
+			sc.servers[s.ID] = s
+		}
 		sc.see(&statussync.RegistryUpdate{Origin: s.Origin, Servers: []statussync.Server{s}})
 	case "remove":
 		sc.see(&statussync.RegistryUpdate{RemovedServers: []string{a.next()}, Origin: statussync.Origin(a.or("origin", "config"))})

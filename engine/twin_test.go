@@ -566,7 +566,7 @@ func (w *twin) report(t time.Time, list bool, r *statussync.ContainerReport) {
 	if quiet && news && w.told.State == statussync.StateRunning && w.told.Health == statussync.HealthHealthy {
 		w.wait = &twinWait{since: t, until: t.Add(10 * time.Second), report: *r, came: t, absent: absent}
 		if !w.probed {
-			w.wait.next, w.wait.until = true, t.Add(w.learned())
+			w.wait.next, w.wait.until = true, t.Add(w.learned()+10*time.Second) // an interval, and what a heartbeat may be late
 		}
 		return
 	}

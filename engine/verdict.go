@@ -128,6 +128,7 @@ func (e *Engine) probeResult(now time.Time, r *statussync.ProbeResult, eff *Effe
 			}
 		} else if p.Verdict != verdictUp {
 			e.setVerdict(s, verdictUp, now)
+			e.overrule(s, began)
 		}
 	}
 	e.sampleResult(s, r, began)

@@ -316,7 +316,7 @@ func (s *subscription) fillLive(ctx context.Context, buf []statussync.Event, may
 		return buf, false, false, nil
 	}
 	s.skip()
-	if s.pos.Seq == r.head {
+	if s.pos.Seq >= r.head {
 		if mayWait {
 			s.wait()
 		}

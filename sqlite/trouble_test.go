@@ -328,6 +328,11 @@ func TestFileGone(t *testing.T) {
 			t.Fatal("an empty store was put in the place of the one that is gone")
 		}
 	}
+	if err := copyFile(aside, s.path); err != nil { // such as a backup that is put back under way
+		t.Fatal(err)
+	}
+	err := s.Append(t.Context(), &statussync.Batch{Entries: updates("e1", 10, 1, 3)})
+	wantError(t, err, statussync.CodeUnavailable, "file is gone", "another file", s.path)
 	if err := os.Rename(aside, s.path); err != nil {
 		t.Fatal(err)
 	}
