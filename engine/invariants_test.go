@@ -430,6 +430,7 @@ func run(t failer, d *dice, on func(now time.Time, w *watched)) *watched {
 		}
 		if on != nil {
 			on(now, w)
+			now = w.now
 		}
 	}
 	w.tick(now.Add(30 * time.Minute))

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"encoding/json"
 	"slices"
 	"testing"
 	"time"
@@ -23,6 +24,15 @@ func restored(t failer, w *watched, p Policy, now, alive time.Time) (*Engine, *E
 	var eff Effects
 	e.Start(now, alive, &eff)
 	return e, &eff
+}
+
+// storedMemory is what a stored record holds.
+func storedMemory(t failer, w *watched, key string) string {
+	var r struct{ Memory json.RawMessage }
+	if err := json.Unmarshal(w.store[key].Data, &r); err != nil {
+		t.Fatalf("%s: %v", key, err)
+	}
+	return string(r.Memory)
 }
 
 // forgetful makes an engine what it is after a restart at the same moment: what only a running one remembers is gone.
@@ -50,6 +60,19 @@ func TestRestart(t *testing.T) {
 		rest := rapid.SliceOfN(rapid.Byte(), 10, 200).Draw(t, "afterwards")
 		w := run(t, &dice{b}, nil)
 		now := w.now
+		for id, s := range w.e.servers {
+			if got, want := storedMemory(t, w, "server/"+id), string(encode(&s.memory)); got != want {
+				t.Fatalf("the record of %s is behind: it holds\n%s\nand the engine has\n%s", id, got, want)
+			}
+		}
+		for id, env := range w.e.envs {
+			if got, want := storedMemory(t, w, "environment/"+id), string(encode(&env.envMemory)); got != want {
+				t.Fatalf("the record of %s is behind: it holds\n%s\nand the engine has\n%s", id, got, want)
+			}
+		}
+		w.e.allDirty()
+		w.eff.Reset()
+		w.check() // stores all of it anew: what is stored just now can't be behind
 		e, eff := restored(t, w, w.e.p, now, now)
 		for _, en := range eff.Entries {
 			t.Fatalf("the restart told %s", en.AppendJSON(nil))
