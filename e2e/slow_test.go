@@ -27,8 +27,11 @@ func TestSlowConsumer(t *testing.T) {
 	const (
 		fleet   = 100
 		readers = 200
-		beat    = 200 * time.Millisecond // 500 updates a second
 	)
+	beat := 200 * time.Millisecond // 500 updates a second
+	if raceEnabled {
+		beat = 500 * time.Millisecond // what two slow cores can do with the race detector on both sides
+	}
 	run := 5 * time.Second
 	if full() {
 		run = 20 * time.Second

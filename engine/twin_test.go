@@ -375,7 +375,8 @@ func (w *twin) judge(t time.Time, state statussync.State, by string, why statuss
 	third := func(list []time.Time) bool {
 		return len(list) >= 3 && t.Sub(list[len(list)-3]) < 10*time.Minute
 	}
-	give(third(w.restarts) || third(w.starts), bad, statussync.ReasonCrashLoop)
+	off := state == statussync.StateStopped && desired == statussync.DesiredStopped // who was stopped on purpose loops no more
+	give((third(w.restarts) || third(w.starts)) && !off, bad, statussync.ReasonCrashLoop)
 	give(running && cFresh && !w.container().overruled && w.container().check == "unhealthy", bad, statussync.ReasonContainerUnhealthy)
 	give(running && w.verdict == verdictDown, bad, failing)
 	lost := agent == statussync.AgentLost
@@ -710,6 +711,7 @@ func TestTwin(t *testing.T) {
 			want := w.told
 			got, _ := e.Status("s")
 			if got.State != want.State || got.Health != want.Health || got.Reason != want.Reason {
+				t.Logf("starts: engine %v, twin %v", e.servers["s"].Starts, w.starts)
 				t.Fatalf("%s\nat %v, %s: the engine says %s %s %s, the twin %s %s %s", strings.Join(log, "\n"),
 					now.Sub(begin), what, got.State, got.Health, got.Reason, want.State, want.Health, want.Reason)
 			}
