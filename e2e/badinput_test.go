@@ -546,8 +546,7 @@ func TestHostileAddresses(t *testing.T) {
 		"environments": list{
 			obj{"id": "box", "address": "127.0.0.1", "agent_token": "token-box", "agent_url": "http://" + agent.addr()},
 		},
-		"servers":   servers,
-		"heartbeat": obj{"late_after": "1s", "lost_after": "3s"},
+		"servers": servers,
 	})
 	for _, k := range []string{"HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"} {
 		s.env = append(s.env, k+"=http://"+there)
@@ -560,6 +559,9 @@ func TestHostileAddresses(t *testing.T) {
 		s.request("POST", "/heartbeat", []byte(`{"tool_statuses":[{"names":["by-port"],"state":"running","status":"Up 2 hours","ports":[{"ip":"`+there+`","private_port":1,"public_port":`+port+`,"type":"tcp"}]},
 			{"names":["redirected"],"state":"running","status":"Up 2 hours"}]}`), "Authorization", "Bearer token-box")
 	}
+	// A clean stop of a healthy server that is not probed is doubted: its agent is asked at once, and redirects us.
+	s.waitStatus(10*time.Second, "by-port", "running", "healthy", "")
+	s.postHeartbeat("token-box", heartbeat(container("by-port", "exited", "Exited (0) 1 second ago"), container("redirected", "running", "Up 2 hours")))
 	waitFor(t, 20*time.Second, "every address is tried", func() (bool, string) {
 		m, _ := s.servers("")
 		for _, id := range []string{"redirected", "metadata", "unspecified", "unspecified6", "mapped", "proxied", "secretive", "path-0", "path-1", "path-2"} {
@@ -567,7 +569,7 @@ func TestHostileAddresses(t *testing.T) {
 				return false, id + " was not probed"
 			}
 		}
-		return agent.hits.Load() > 0, "the silent agent was not asked"
+		return agent.hits.Load() > 0, "the agent was not asked"
 	})
 	m, _ := s.servers("")
 	for _, id := range []string{"redirected", "metadata", "unspecified", "unspecified6", "mapped", "secretive"} {

@@ -70,7 +70,7 @@ func TestHandOver(t *testing.T) {
 				states[rng.IntN(fleet)] = rng.IntN(4)
 			}
 			post()
-			pause(ctx, 40*time.Millisecond)
+			pause(ctx, 30*time.Millisecond)
 		}
 	})
 	frames := &frameCache{byCursor: map[string]*cachedFrame{}}
@@ -88,6 +88,7 @@ func TestHandOver(t *testing.T) {
 		c := &handoverClient{handoverKind: kinds[i%len(kinds)], frames: frames, view: map[string]string{}}
 		c.name = fmt.Sprintf("client %d (%s)", i, c.name)
 		all[i] = c
+		pause(ctx, 4*time.Second/time.Duration(clients)) // so that they come while much happens
 		slots <- struct{}{}
 		wg.Go(func() {
 			c.begin(ctx, s)

@@ -85,15 +85,17 @@ func (e *Engine) notAtStart(limit time.Time, interval time.Duration) time.Time {
 	return later(limit, e.started.Add(interval))
 }
 
+// rowLimits are the limits of a server's own row: its environment's, or the policy's where it has none.
+func (e *Engine) rowLimits(s *server) (interval, late, lost time.Duration) {
+	if s.env != nil {
+		return e.limits(s.env)
+	}
+	return e.limits(&environment{})
+}
+
 // judgeRow judges the life of a server's agent by the server's own row.
 func (e *Engine) judgeRow(s *server, now time.Time, due *nearest) statussync.AgentState {
-	env := s.env
-	interval, late, lost := e.p.DefaultInterval, time.Duration(float64(e.p.DefaultInterval)*e.p.LateFactor), time.Duration(float64(e.p.DefaultInterval)*e.p.LostFactor)
-	if env != nil {
-		interval, late, lost = e.limits(env)
-	} else if e.p.LateAfter > 0 && e.p.LostAfter > 0 {
-		late, lost = e.p.LateAfter, e.p.LostAfter
-	}
+	interval, late, lost := e.rowLimits(s)
 	floor := s.FirstSeen.Add(interval)
 	lateAt := later(e.notAtStart(s.RowBeat.Add(late), interval), floor)
 	lostAt := later(e.notAtStart(s.RowBeat.Add(lost), interval), floor)
@@ -305,10 +307,7 @@ func (e *Engine) health(s *server, v *sight, state statussync.State, by string, 
 }
 
 func (e *Engine) rowFresh(s *server, now time.Time, due *nearest) bool {
-	lost := time.Duration(float64(e.p.DefaultInterval) * e.p.LostFactor)
-	if s.env != nil {
-		_, _, lost = e.limits(s.env)
-	}
+	_, _, lost := e.rowLimits(s)
 	until := s.RowBeat.Add(lost)
 	due.add(until)
 	return now.Before(until)

@@ -147,3 +147,21 @@ func TestTimeNeverGoesBack(t *testing.T) {
 		t.Errorf("stuck_starting is due at %s (%v), want 10 min after %s", due, ok, at)
 	}
 }
+
+// TestDiscoveredBound: whatever an agent lists, so many unclaimed containers of an environment are kept, and no more.
+func TestDiscoveredBound(t *testing.T) {
+	line := "heartbeat box"
+	for i := range 3 * statussync.MaxDiscovered {
+		line += fmt.Sprintf(" c%04d=running", i)
+	}
+	sc := newScript()
+	for _, l := range []string{"environment box token", line, "+60s " + line} {
+		if err := sc.do(l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v, _ := sc.e.Environment("box", sc.now)
+	if len(v.Discovered) != statussync.MaxDiscovered {
+		t.Errorf("%d are kept, want %d", len(v.Discovered), statussync.MaxDiscovered)
+	}
+}

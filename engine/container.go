@@ -82,7 +82,7 @@ func (e *Engine) applyContainer(s *server, now time.Time, r *statussync.Containe
 		s.LastExit, c.Exit = nil, nil
 		c.ExitMin, c.ExitMax = time.Time{}, time.Time{}
 	}
-	s.Pub.LastChecked = now
+	s.Pub.LastChecked = later(s.Pub.LastChecked, now)
 	e.touch(s)
 	e.recordGoal(s)
 	if !same {
@@ -236,13 +236,11 @@ func (e *Engine) checkStopWait(s *server, now time.Time, due *nearest, eff *Effe
 	}
 }
 
-// endStopWait lets the stop count from now on.
+// endStopWait lets the stop count from now on, as asserted when it was told.
 func (e *Engine) endStopWait(s *server, now time.Time, eff *Effects) {
 	w := s.stopWait
 	s.stopWait = nil
-	if age := &w.report.ExitAge; age.Known() { // it was told then
-		age.Min, age.Max = age.Min+now.Sub(w.reported), age.Max+now.Sub(w.reported)
-	}
-	e.applyContainer(s, now, &w.report, eff)
+	e.applyContainer(s, w.reported, &w.report, eff) // it was asserted then
+	s.Container.FirstSaid = w.since
 	s.Container.Absent = w.absent
 }

@@ -206,5 +206,5 @@ func (s *server) desired() statussync.Desired {
 
 // probed reports whether the server has an address that is asked.
 func (s *server) probed() bool {
-	return s.target != "" && s.raw.Reason != statussync.ReasonNeedsConfig
+	return s.target != "" && s.raw.Reason != statussync.ReasonNeedsConfig && s.Record.Word != "disabled"
 }

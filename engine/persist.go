@@ -307,11 +307,12 @@ func (e *Engine) shift(d time.Duration) {
 	e.dirtySelf = true
 }
 
-// move adds d to those times that are known.
+// move adds d to those times that are known. One that would leave what can be stored (it came from a damaged record)
+// stays.
 func move(d time.Duration, times ...*time.Time) {
 	for _, t := range times {
-		if !t.IsZero() {
-			*t = t.Add(d)
+		if n := t.Add(d); !t.IsZero() && n.Year() > 0 && n.Year() < 10_000 {
+			*t = n
 		}
 	}
 }
@@ -329,7 +330,7 @@ func (s *server) shift(d time.Duration) {
 		move(d, &s.Flap.Changes[i])
 	}
 	if w := s.stopWait; w != nil {
-		move(d, &w.since, &w.until)
+		move(d, &w.since, &w.until, &w.reported)
 	}
 }
 

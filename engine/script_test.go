@@ -73,7 +73,7 @@ var rewrite = flag.Bool("rewrite", false, "write what the engine does into testd
 
 func TestScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(files) < 20 {
+	if err != nil || len(files) < 63 {
 		t.Fatalf("%d scripts in testdata (%v); there were more", len(files), err)
 	}
 	for _, f := range files {

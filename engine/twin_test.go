@@ -213,7 +213,8 @@ func (w *twin) look(t time.Time) conclusion {
 	}
 	if wt := w.wait; wt != nil && (!t.Before(wt.until) || w.verdict == verdictDown || w.desired() != statussync.DesiredRunning) {
 		w.wait = nil
-		w.hear(t, wt.came, &wt.report)
+		w.hear(wt.came, &wt.report)
+		w.container().firstSaid = wt.since
 	}
 	base, by, why := w.baseState(t)
 	w.past(t, base)
@@ -440,14 +441,14 @@ func (w *twin) paceOf(t time.Time, c conclusion) bool {
 	return changed
 }
 
-// hear takes what an agent says of the container; it was said at came and counts from t on.
-func (w *twin) hear(t, came time.Time, r *statussync.ContainerReport) {
+// hear takes what an agent said of the container at t.
+func (w *twin) hear(t time.Time, r *statussync.ContainerReport) {
 	c := w.container()
 	word := strings.ToLower(strings.TrimSpace(r.Word))
 	n := twinReport{at: t, firstSaid: t, word: word, check: r.HealthCheck}
 	var lo, hi time.Time
 	if r.ExitAge.Known() {
-		lo, hi = came.Add(-r.ExitAge.Max), came.Add(-r.ExitAge.Min)
+		lo, hi = t.Add(-r.ExitAge.Max), t.Add(-r.ExitAge.Min)
 	}
 	wasRunning := c != nil && w.rawState(c) == statussync.StateRunning
 	if c != nil {
@@ -482,7 +483,7 @@ func (w *twin) hear(t, came time.Time, r *statussync.ContainerReport) {
 		before := w.startHi
 		started := false
 		if r.StartAge.Known() {
-			lo, hi := came.Add(-r.StartAge.Max), came.Add(-r.StartAge.Min)
+			lo, hi := t.Add(-r.StartAge.Max), t.Add(-r.StartAge.Min)
 			switch {
 			case w.startHi.IsZero():
 				started = c != nil && !wasRunning
@@ -554,7 +555,7 @@ func (w *twin) report(t time.Time, list bool, r *statussync.ContainerReport) {
 			return
 		}
 		w.wait = nil
-		w.hear(t, t, r)
+		w.hear(t, r)
 		return
 	}
 	news := true
@@ -571,7 +572,7 @@ func (w *twin) report(t time.Time, list bool, r *statussync.ContainerReport) {
 		}
 		return
 	}
-	w.hear(t, t, r)
+	w.hear(t, r)
 }
 
 func (w *twin) row(t, at time.Time) {
@@ -650,8 +651,10 @@ func (w *twin) probe(t time.Time, r *statussync.ProbeResult) {
 		}
 		if wt := w.wait; wt != nil && r.StartedAt.After(wt.since) {
 			w.wait = nil
-			w.hear(t, wt.came, &wt.report)
-			w.container().overruled = true
+			if w.verdict == verdictUp {
+				w.hear(wt.came, &wt.report)
+				w.container().overruled = true
+			}
 		}
 	}
 	if !w.unsettled.IsZero() && w.both && t.Sub(w.unsettled) >= 60*time.Second {

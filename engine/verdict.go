@@ -22,6 +22,7 @@ type probeEvidence struct {
 	Attempts  uint64    // since there was last nothing known
 	LastAt    time.Time
 	Taken     time.Duration // the interval under which the last attempt was made
+	Wait      time.Duration // how long the server asked us to stay away then: the interval is widened to it
 	OKRun     int           // non-failures in a row
 	FailRun   int           // failures in a row
 	FailSince time.Time     // when the first of them began
@@ -62,15 +63,18 @@ func (t *trend) note(is bool, rise int) {
 // forget makes the next outcome the first again; a grace that is running goes on.
 func (p *probeEvidence) forget() { *p = probeEvidence{GraceFrom: p.GraceFrom} }
 
+// maxWait is the longest that a throttling server can keep us away, as the scheduler of probes has it too.
+const maxWait = time.Hour
+
 // gone is when a verdict that is not renewed is given up: after three of the intervals under which it was taken, or of a
 // longer one that followed from it (a stopped server is asked so seldom that it would be given up in between).
 func (e *Engine) gone(s *server) time.Time {
-	return s.Probe.LastAt.Add(3*s.Probe.Taken + s.spec.Timeout)
+	return s.Probe.LastAt.Add(3*max(s.Probe.Taken, s.Probe.Wait) + s.spec.Timeout)
 }
 
 // freshUntil is how long a verdict counts as fresh: two of the current intervals.
 func (e *Engine) freshUntil(s *server) time.Time {
-	return s.Probe.LastAt.Add(2*e.currentInterval(s) + s.spec.Timeout)
+	return s.Probe.LastAt.Add(2*max(e.currentInterval(s), s.Probe.Wait) + s.spec.Timeout)
 }
 
 func (e *Engine) currentInterval(s *server) time.Duration {
@@ -101,7 +105,10 @@ func (e *Engine) probeResult(now time.Time, r *statussync.ProbeResult, eff *Effe
 	p := &s.Probe
 	p.Attempts++
 	p.LastAt = now
-	p.Taken = e.currentInterval(s)
+	p.Taken, p.Wait = e.currentInterval(s), 0
+	if r.Throttled {
+		p.Wait = min(max(0, r.RetryAfter), maxWait)
+	}
 	s.Pub.CheckCount++
 	s.Pub.LastChecked = now
 	if r.Outcome != statussync.OutcomeFailure || r.HTTPStatus != 0 {
@@ -215,7 +222,7 @@ func (e *Engine) nonFailure(s *server, now, began time.Time, r *statussync.Probe
 	if w := s.stopWait; w != nil && began.After(w.since) {
 		// A sign of life: what the agent says is older than this answer.
 		if s.stopWait = nil; p.Verdict == verdictUp {
-			e.applyContainer(s, now, &w.report, eff)
+			e.applyContainer(s, w.reported, &w.report, eff)
 			s.Container.Absent, s.Container.Overruled = w.absent, true
 		}
 	}
