@@ -98,6 +98,7 @@ func TestToldIsKept(t *testing.T) {
 // TestSuspended stops the process for longer than every limit, as a laptop's lid does, and lets it go on: nobody was
 // watching, so nothing is told of that time.
 func TestSuspended(t *testing.T) {
+	t.Parallel()
 	g := newTarget(t)
 	s := startService(t, obj{
 		"environments": list{envOf("box", "token-box")},
@@ -105,8 +106,8 @@ func TestSuspended(t *testing.T) {
 			obj{"id": "probed", "environment": "box", "probe": g.probe("/probed")}, unprobed("silent", "box", "running"),
 			obj{"id": "outside", "probe": g.probe("/outside")},
 		},
-		"heartbeat": obj{"late_after": "1500ms", "lost_after": "2s"},
-		"probe":     obj{"timeout": "300ms", "slow_after": "250ms"},
+		"heartbeat": obj{"late_after": "3s", "lost_after": "4s"},
+		"probe":     obj{"timeout": "1s", "slow_after": "900ms", "max_retries": 2},
 	})
 	beat := heartbeat(container("probed", "running", "Up 2 hours"), container("silent", "running", "Up 2 hours"))
 	ctx, cancel := context.WithCancel(context.Background())
@@ -123,20 +124,18 @@ func TestSuspended(t *testing.T) {
 		s.waitStatus(10*time.Second, id, "running", "healthy", "ok")
 	}
 	_, before := s.servers("")
-	for range 2 {
-		if err := syscall.Kill(s.pid(), syscall.SIGSTOP); err != nil {
-			t.Fatal(err)
-		}
-		pause(ctx, 5*time.Second)
-		if err := syscall.Kill(s.pid(), syscall.SIGCONT); err != nil {
-			t.Fatal(err)
-		}
-		count := s.status("probed").CheckCount
-		waitFor(t, 10*time.Second, "probes go on", func() (bool, string) {
-			n := s.status("probed").CheckCount
-			return n > count+3, fmt.Sprint(n)
-		})
+	if err := syscall.Kill(s.pid(), syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
 	}
+	pause(ctx, 14*time.Second)
+	if err := syscall.Kill(s.pid(), syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	count := s.status("probed").CheckCount
+	waitFor(t, 10*time.Second, "probes go on", func() (bool, string) {
+		n := s.status("probed").CheckCount
+		return n > count+3, fmt.Sprint(n)
+	})
 	if got := s.updates(before, "&kinds=status,environment_silent,environment_back,self_doubt"); len(got) > 0 {
 		t.Errorf("a suspended process told %v", got)
 	}
@@ -216,11 +215,8 @@ func TestEvilTargets(t *testing.T) {
 				pause(r.Context(), 50*time.Millisecond)
 			}
 		case "/throttle":
-			if throttled.Add(1) > 3 {
-				w.WriteHeader(503)
-				return
-			}
-			w.Header().Set("Retry-After", "999999999999")
+			throttled.Add(1)
+			w.Header().Set("Retry-After", "999999999")
 			w.WriteHeader(429)
 		case "/headers":
 			c, _, err := w.(http.Hijacker).Hijack()
@@ -261,11 +257,7 @@ func TestEvilTargets(t *testing.T) {
 	for _, id := range paths {
 		waitFor(t, 30*time.Second, id+" is judged", func() (bool, string) {
 			st := s.status(id)
-			want := uint64(5)
-			if id == "throttle" {
-				want = 2
-			}
-			return st.CheckCount >= want, fmt.Sprintf("%+v", st)
+			return st.CheckCount >= 5 || id == "throttle" && st.CheckCount > 0, fmt.Sprintf("%+v", st)
 		})
 	}
 	if n := s.rssKiB("VmHWM"); n > 400<<10 {
@@ -276,6 +268,10 @@ func TestEvilTargets(t *testing.T) {
 		n := s.status("well").CheckCount
 		return n > count+5, fmt.Sprint(n - count)
 	})
+	// One that asks to be left alone is left alone, and what is known of it does not grow old meanwhile.
+	if st := s.status("throttle"); st.State != "running" || throttled.Load() > 2 {
+		t.Errorf("the one that throttles is %s after %d probes", st.key(), throttled.Load())
+	}
 	if st := s.status("text"); strings.ContainsAny(st.LastError, "\x1b\x07\u202e") || len(st.LastError) > 600 {
 		t.Errorf("untrusted text is kept as it came: %q", st.LastError)
 	}
@@ -394,20 +390,20 @@ func TestStoreMishaps(t *testing.T) {
 	s.ready()
 	ws.waitMore(t, 5*time.Second)
 	sse.waitMore(t, 5*time.Second)
-	t.Logf("volatile at %s, now at %s", volatile, ws.cursor)
+	_, _, now := ws.position()
+	t.Logf("volatile at %s, now at %s", volatile, now)
 	p.end()
 	settle(t, s, []*follower{ws, sse})
 	s.stop()
 }
 
-// TestSlowLink is a client on a bad line: it reads, but only a few kilobytes a second. It is no dead one, and is not cut
-// while it makes progress.
+// TestSlowLink is a client on a slow line: it reads, but only some 40 kB a second. It is no dead one, and is not cut.
 func TestSlowLink(t *testing.T) {
 	t.Parallel()
 	const fleet = 300
 	var servers list
 	for i := range fleet {
-		servers = append(servers, obj{"id": fmt.Sprintf("s%03d", i), "name": strings.Repeat("n", 200), "labels": obj{"text": strings.Repeat("l", 500)}})
+		servers = append(servers, obj{"id": fmt.Sprintf("s%03d", i), "name": strings.Repeat("n", 200), "labels": obj{"text": strings.Repeat("l", 800)}})
 	}
 	s := startService(t, obj{"servers": servers, "probe": obj{"kind": "none"}})
 	c, _, err := dialer(4096).Dial("ws://"+s.addr+"/api/v1/ws", nil)
@@ -417,16 +413,16 @@ func TestSlowLink(t *testing.T) {
 	defer c.Close()
 	send(t, c, obj{"type": "subscribe", "channel": "mcp_server_status", "snapshot": true})
 	nc := c.NetConn()
-	buf := make([]byte, 1024)
+	buf := make([]byte, 4096)
 	total := 0
-	for end := time.Now().Add(14 * time.Second); time.Now().Before(end); {
+	for begin := time.Now(); time.Since(begin) < 9*time.Second && total < 350_000; {
 		nc.SetReadDeadline(time.Now().Add(5 * time.Second))
 		n, err := nc.Read(buf)
 		total += n
 		if err != nil {
-			t.Fatalf("cut after %d bytes: %v", total, err)
+			t.Fatalf("cut after %d bytes in %s: %v", total, time.Since(begin), err)
 		}
-		pause(context.Background(), 150*time.Millisecond)
+		pause(context.Background(), 100*time.Millisecond)
 	}
 	if v, _ := s.metric(`statussync_ws_closed_total{code="4008"}`); v != 0 {
 		t.Errorf("a client that reads was cut as too slow, after %d bytes", total)

@@ -47,7 +47,7 @@ func FuzzRestore(f *testing.F) {
 			f.Add("s1", []byte(nil), "e1", env, rec.Data)
 		}
 	}
-	f.Add("s1", []byte(`{"V":1,"Memory":{"Def":{"ID":"s1","EnvironmentID":"e1","Endpoint":"http://a","Probe":{"MaxRetries":-5,"Interval":9223372036854775807,"Timeout":-1}},"Probe":{"Verdict":9,"Attempts":1,"FailRun":-3,"Taken":9223372036854775807,"LastAt":"9999-12-31T23:59:59Z"},"Flap":{"On":true}}}`),
+	f.Add("s1", []byte(`{"V":1,"Def":{"ID":"s1","EnvironmentID":"e1","Endpoint":"http://a","Probe":{"MaxRetries":-5,"Interval":9223372036854775807,"Timeout":-1}},"Pub":{"State":"odd"},"Memory":{"Probe":{"Verdict":9,"Attempts":1,"FailRun":-3,"Taken":9223372036854775807,"LastAt":"9999-12-31T23:59:59Z"},"Flap":{"On":true}}}`),
 		"e1", []byte(`{"V":1,"Memory":{"Def":{"ID":"e1","AgentURL":"http://b"},"Gaps":[9223372036854775807,-1,0,3],"LastBeat":"0001-01-02T00:00:00Z","AskFails":-1,"Judged":"odd"}}`),
 		[]byte(`{"V":1,"Skipped":9223372036854775807,"Windows":[{"ID":"w","ServerIDs":["s1"],"StartsAt":"9999-01-01T00:00:00Z","EndsAt":"0002-01-01T00:00:00Z"}]}`))
 	f.Fuzz(func(t *testing.T, id string, server []byte, envID string, env, engine []byte) {

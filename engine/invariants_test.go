@@ -442,7 +442,7 @@ func run(t failer, d *dice, on func(now time.Time, w *watched)) *watched {
 
 func TestInvariants(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		b := rapid.SliceOfN(rapid.Byte(), 30, 700).Draw(t, "bytes")
+		b := rapid.SliceOfN(rapid.Byte(), 30, 500).Draw(t, "bytes")
 		run(t, &dice{b}, nil)
 	})
 }
@@ -450,7 +450,7 @@ func TestInvariants(t *testing.T) {
 // TestTickLate: whether time passes by every deadline, in small steps or only with what is observed makes no difference.
 func TestTickLate(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		b := rapid.SliceOfN(rapid.Byte(), 30, 400).Draw(t, "bytes")
+		b := rapid.SliceOfN(rapid.Byte(), 30, 200).Draw(t, "bytes")
 		play := func(pass func(e *Engine, from, to time.Time, eff *Effects)) []string {
 			d := &dice{slices.Clone(b)}
 			e, first := fuzzStart(d)
@@ -468,7 +468,7 @@ func TestTickLate(t *testing.T) {
 					a(e, now, &eff)
 				}
 			}
-			pass(e, now, now.Add(20*time.Minute), &eff)
+			pass(e, now, now.Add(2*time.Minute), &eff)
 			e.Tick(now.Add(20*time.Minute), &eff)
 			var out []string
 			for _, en := range eff.Entries {
@@ -518,7 +518,7 @@ func at(list []string, i int) string {
 // TestNothingByTimeBetweenDeadlines: looking at everything again when nothing is due finds nothing.
 func TestNothingByTimeBetweenDeadlines(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		b := rapid.SliceOfN(rapid.Byte(), 30, 500).Draw(t, "bytes")
+		b := rapid.SliceOfN(rapid.Byte(), 30, 250).Draw(t, "bytes")
 		run(t, &dice{b}, func(now time.Time, w *watched) {
 			look := func(when string) {
 				w.t.Helper()

@@ -31,50 +31,50 @@ type server struct {
 
 // memory is the stored part of a server; fields are exported for encoding/json.
 type memory struct {
-	Def *statussync.Server
-	Pub statussync.Status // as last told, with facts
+	Def *statussync.Server `json:"-"`
+	Pub statussync.Status  `json:"-"` // as last told, with facts
 
-	Container containerEvidence
-	Record    recordEvidence
-	Probe     probeEvidence
-	Override  *statussync.Override
+	Container containerEvidence    `json:",omitzero"`
+	Record    recordEvidence       `json:",omitzero"`
+	Probe     probeEvidence        `json:",omitzero"`
+	Override  *statussync.Override `json:",omitzero"`
 
-	RowBeat   time.Time // our time of its row's last heartbeat
-	RowBeatAt time.Time // the row's own word
+	RowBeat   time.Time `json:",omitzero"` // our time of its row's last heartbeat
+	RowBeatAt time.Time `json:",omitzero"` // the row's own word
 
-	FirstSeen     time.Time
-	Every         time.Duration // interval of its probes, as last planned
-	Ever          bool          // some state was known once: its loss is stale, not never_seen
-	Base          statussync.State
-	RunningSince  time.Time // base state running without a break
-	StartingSince time.Time // step 2's clocks
-	StoppingSince time.Time
-	BadSince      time.Time // computed health unhealthy or state error, for the cadence
-	LastExit      *int      // last known exit code; forgotten when it is seen running
+	FirstSeen     time.Time        `json:",omitzero"`
+	Every         time.Duration    `json:",omitzero"` // interval of its probes, as last planned
+	Ever          bool             `json:",omitzero"` // some state was known once: its loss is stale, not never_seen
+	Base          statussync.State `json:",omitzero"`
+	RunningSince  time.Time        `json:",omitzero"` // base state running without a break
+	StartingSince time.Time        `json:",omitzero"` // step 2's clocks
+	StoppingSince time.Time        `json:",omitzero"`
+	BadSince      time.Time        `json:",omitzero"` // computed health unhealthy or state error, for the cadence
+	LastExit      *int             `json:",omitzero"` // last known exit code; forgotten when it is seen running
 
-	Restarting []time.Time // sightings that count, newest last
-	Starts     []time.Time // starts that nobody asked for
-	Flap       flapping
+	Restarting []time.Time `json:",omitzero"` // sightings that count, newest last
+	Starts     []time.Time `json:",omitzero"` // starts that nobody asked for
+	Flap       flapping    `json:",omitzero"`
 }
 
 // containerEvidence is the newest that the agent said of a server's container.
 type containerEvidence struct {
-	Word        string
-	State       statussync.State // with "created" as starting; stateFor corrects it
-	Created     bool
-	Text        string
-	HealthCheck string
-	Exit        *int
-	AssertedAt  time.Time // of the newest report that listed it, or missed it from a complete list
-	FirstSaid   time.Time // since when it says just this
-	StartMin    time.Time // where the texts allow its start to lie; zero: not known
-	StartMax    time.Time
-	ExitMin     time.Time
-	ExitMax     time.Time
-	Port        int // last known published port
-	Shape       statussync.ReportShape
-	Overruled   bool // a newer answer won over these words
-	Absent      bool // listed before, listed no more
+	Word        string                 `json:",omitzero"`
+	State       statussync.State       `json:",omitzero"` // with "created" as starting; stateFor corrects it
+	Created     bool                   `json:",omitzero"`
+	Text        string                 `json:",omitzero"`
+	HealthCheck string                 `json:",omitzero"`
+	Exit        *int                   `json:",omitzero"`
+	AssertedAt  time.Time              `json:",omitzero"` // of the newest report that listed it, or missed it from a complete list
+	FirstSaid   time.Time              `json:",omitzero"` // since when it says just this
+	StartMin    time.Time              `json:",omitzero"` // where the texts allow its start to lie; zero: not known
+	StartMax    time.Time              `json:",omitzero"`
+	ExitMin     time.Time              `json:",omitzero"`
+	ExitMax     time.Time              `json:",omitzero"`
+	Port        int                    `json:",omitzero"` // last known published port
+	Shape       statussync.ReportShape `json:",omitzero"`
+	Overruled   bool                   `json:",omitzero"` // a newer answer won over these words
+	Absent      bool                   `json:",omitzero"` // listed before, listed no more
 }
 
 func (c *containerEvidence) known() bool { return !c.AssertedAt.IsZero() }
@@ -88,32 +88,32 @@ func (c *containerEvidence) stateFor(d statussync.Desired) statussync.State {
 
 // recordEvidence is the database's word.
 type recordEvidence struct {
-	Word       string
-	Error      string
-	State      statussync.State
-	Desired    statussync.Desired // what records made of the desire so far
-	AssertedAt time.Time
-	SaidAt     time.Time // AssertedAt without downtime taken off: to be compared with exits, which are real times
-	Done       bool      // a report after this command showed another state than the one it leaves
-	Overruled  bool
+	Word       string             `json:",omitzero"`
+	Error      string             `json:",omitzero"`
+	State      statussync.State   `json:",omitzero"`
+	Desired    statussync.Desired `json:",omitzero"` // what records made of the desire so far
+	AssertedAt time.Time          `json:",omitzero"`
+	SaidAt     time.Time          `json:",omitzero"` // AssertedAt without downtime taken off: to be compared with exits, which are real times
+	Done       bool               `json:",omitzero"` // a report after this command showed another state than the one it leaves
+	Overruled  bool               `json:",omitzero"`
 }
 
 // flapping is step 4's memory.
 type flapping struct {
-	Last    statussync.Health // last raw health that was not unknown
-	Changes []time.Time       // newest last, at most FlapChanges+1
-	On      bool
-	Held    conclusion
-	Prev    conclusion // the raw conclusion with Last
+	Last    statussync.Health `json:",omitzero"` // last raw health that was not unknown
+	Changes []time.Time       `json:",omitzero"` // newest last, at most FlapChanges+1
+	On      bool              `json:",omitzero"`
+	Held    conclusion        `json:",omitzero"`
+	Prev    conclusion        `json:",omitzero"` // the raw conclusion with Last
 }
 
 // conclusion is what steps 1 to 3 give.
 type conclusion struct {
-	State     statussync.State
-	Health    statussync.Health
-	Reason    statussync.Reason
-	Cause     string
-	LastError string
+	State     statussync.State  `json:",omitzero"`
+	Health    statussync.Health `json:",omitzero"`
+	Reason    statussync.Reason `json:",omitzero"`
+	Cause     string            `json:",omitzero"`
+	LastError string            `json:",omitzero"`
 }
 
 // stopWait is a clean stop of a healthy, wanted server that waits for a sign of life before it counts.
@@ -138,29 +138,28 @@ type environment struct {
 	nextAsk    time.Time // zero: none due
 	groupAt    time.Time // when the gathered falls of the host are told; zero: none are gathered
 	discovered map[string]*statussync.Discovered
-	implicit   bool // made by a server that names it; its registry never told of it
-	restored   bool
+	implicit   bool          // made by a server that names it; its registry never told of it
 	storedAt   time.Duration // restored: Engine.skipped when its record was stored
 	recordAt   time.Time     // restored: when that was
 }
 
 // envMemory is the stored part of an environment.
 type envMemory struct {
-	Def          *statussync.Environment
-	FirstSeen    time.Time
-	LastBeat     time.Time // our time
-	BeatAt       time.Time // the database's own word of it, where it comes from there
-	BeatRead     uint64    `json:"-"`
-	LastPush     time.Time // the last one that counts for gaps
-	Gaps         []time.Duration
-	AgentVersion string
-	System       *statussync.SystemStatus
-	Judged       statussync.AgentState // as its servers see it
-	HostLost     bool                  // found silent by its servers and agent at once
-	AskLost      bool                  // lost by failed questions
-	AskFails     int                   // past late, in a row
-	Answered     bool                  // it ever answered a question
-	Silent       []string              // told silent, with these servers; nil: not
+	Def          *statussync.Environment  `json:",omitzero"`
+	FirstSeen    time.Time                `json:",omitzero"`
+	LastBeat     time.Time                `json:",omitzero"` // our time
+	BeatAt       time.Time                `json:",omitzero"` // the database's own word of it, where it comes from there
+	BeatRead     uint64                   `json:"-"`
+	LastPush     time.Time                `json:",omitzero"` // the last one that counts for gaps
+	Gaps         []time.Duration          `json:",omitzero"`
+	AgentVersion string                   `json:",omitzero"`
+	System       *statussync.SystemStatus `json:",omitzero"`
+	Judged       statussync.AgentState    `json:",omitzero"` // as its servers see it
+	HostLost     bool                     `json:",omitzero"` // found silent by its servers and agent at once
+	AskLost      bool                     `json:",omitzero"` // lost by failed questions
+	AskFails     int                      `json:",omitzero"` // past late, in a row
+	Answered     bool                     `json:",omitzero"` // it ever answered a question
+	Silent       []string                 `json:",omitzero"` // told silent, with these servers; nil: not
 }
 
 func (env *environment) hasAgent() bool { return env.Def.HasToken || !env.LastBeat.IsZero() }

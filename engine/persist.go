@@ -22,7 +22,48 @@ type storedServer struct {
 	At      time.Time     `json:",omitzero"`  // engine time when this was stored: the service was alive then
 	Removed uint64        `json:",omitempty"` // the version at removal; then there is no memory
 	Skipped time.Duration `json:",omitempty"` // Engine.skipped when this was stored
+	Def     *storedDef    `json:",omitempty"`
+	Pub     *storedStatus `json:",omitempty"`
 	Memory  *memory       `json:",omitempty"`
+}
+
+// storedDef is a statussync.Server, and storedStatus a statussync.Status, of which only what is set is stored: a restart
+// reads 100,000 of them.
+type storedDef struct {
+	ID            string
+	Name          string               `json:",omitzero"`
+	EnvironmentID string               `json:",omitzero"`
+	Owner         string               `json:",omitzero"`
+	Container     string               `json:",omitzero"`
+	Endpoint      string               `json:",omitzero"`
+	Transport     statussync.Transport `json:",omitzero"`
+	Type          string               `json:",omitzero"`
+	Desired       statussync.Desired   `json:",omitzero"`
+	Labels        map[string]string    `json:",omitzero"`
+	Capabilities  map[string]any       `json:",omitzero"`
+	Origin        statussync.Origin    `json:",omitzero"`
+	Probe         statussync.ProbeSpec `json:",omitzero"`
+	NeedsConfig   string               `json:",omitzero"`
+	Disabled      bool                 `json:",omitzero"`
+}
+
+type storedStatus struct {
+	State         statussync.State
+	Health        statussync.Health
+	Reason        statussync.Reason
+	Marks         statussync.Marks     `json:",omitzero"`
+	Cause         string               `json:",omitzero"`
+	LastError     string               `json:",omitzero"`
+	Since         time.Time            `json:",omitzero"`
+	LastChecked   time.Time            `json:",omitzero"`
+	LastStarted   time.Time            `json:",omitzero"`
+	Latency       time.Duration        `json:",omitzero"`
+	Auth          statussync.Auth      `json:",omitzero"`
+	Override      *statussync.Override `json:"-"` // the memory has it
+	LastHeartbeat time.Time            `json:"-"` // the environment has it
+	CheckCount    uint64               `json:",omitzero"`
+	ErrorCount    uint64               `json:",omitzero"`
+	Version       uint64               `json:",omitzero"`
 }
 
 type storedEnvironment struct {
@@ -49,7 +90,9 @@ func encode(v any) []byte {
 }
 
 func (e *Engine) serverRecord(s *server) statussync.Record {
-	return statussync.Record{Kind: statussync.RecordServer, ID: s.Def.ID, Data: encode(storedServer{V: recordVersion, At: e.now, Skipped: e.skipped, Memory: &s.memory})}
+	return statussync.Record{Kind: statussync.RecordServer, ID: s.Def.ID, Data: encode(storedServer{
+		V: recordVersion, At: e.now, Skipped: e.skipped, Def: (*storedDef)(s.Def), Pub: (*storedStatus)(&s.Pub), Memory: &s.memory,
+	})}
 }
 
 func (e *Engine) envRecord(env *environment) statussync.Record {
@@ -160,10 +203,12 @@ func (e *Engine) Restore(r statussync.Record) error {
 			e.versions.put(r.ID, st.Removed)
 			return nil
 		}
-		if st.Memory.Def == nil || st.Memory.Def.ID != r.ID || r.ID == "" || e.servers[r.ID] != nil {
+		if st.Def == nil || st.Pub == nil || st.Def.ID != r.ID || r.ID == "" || e.servers[r.ID] != nil {
 			return bad("is not the record of that server", nil)
 		}
-		s := &server{memory: *st.Memory, restored: true, storedAt: st.Skipped, recordAt: st.At}
+		st.Memory.Def, st.Memory.Pub = (*statussync.Server)(st.Def), statussync.Status(*st.Pub)
+		st.Memory.Pub.Override = st.Memory.Override
+		s := &server{memory: *st.Memory, storedAt: st.Skipped, recordAt: st.At}
 		s.node = dueNode{kind: dueServer, index: -1, server: s}
 		if f := &s.Flap; f.On && len(f.Changes) == 0 {
 			f.On = false // written by nobody we know; it would never become quiet
@@ -180,7 +225,7 @@ func (e *Engine) Restore(r statussync.Record) error {
 		if st.Memory == nil || st.Memory.Def == nil || st.Memory.Def.ID != r.ID || r.ID == "" || e.envs[r.ID] != nil {
 			return bad("is not the record of that environment", nil)
 		}
-		env := &environment{envMemory: *st.Memory, byContainer: map[string]*server{}, implicit: st.Implicit, restored: true, storedAt: st.Skipped, recordAt: st.At}
+		env := &environment{envMemory: *st.Memory, byContainer: map[string]*server{}, implicit: st.Implicit, storedAt: st.Skipped, recordAt: st.At}
 		env.Gaps = slices.DeleteFunc(env.Gaps, func(d time.Duration) bool { return d <= 0 || d > maxDuration })
 		if len(env.Gaps) > 10 {
 			env.Gaps = env.Gaps[len(env.Gaps)-10:]

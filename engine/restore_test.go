@@ -26,13 +26,15 @@ func restored(t failer, w *watched, p Policy, now, alive time.Time) (*Engine, *E
 	return e, &eff
 }
 
-// storedMemory is what a stored record holds.
-func storedMemory(t failer, w *watched, key string) string {
-	var r struct{ Memory json.RawMessage }
-	if err := json.Unmarshal(w.store[key].Data, &r); err != nil {
-		t.Fatalf("%s: %v", key, err)
+// content is a record without the time at which it was made.
+func content(t failer, data []byte) string {
+	var m map[string]any
+	if err := json.Unmarshal(data, &m); err != nil {
+		t.Fatalf("%v: %s", err, data)
 	}
-	return string(r.Memory)
+	delete(m, "At")
+	delete(m, "Skipped")
+	return string(encode(m))
 }
 
 // forgetful makes an engine what it is after a restart at the same moment: what only a running one remembers is gone.
@@ -61,12 +63,12 @@ func TestRestart(t *testing.T) {
 		w := run(t, &dice{b}, nil)
 		now := w.now
 		for id, s := range w.e.servers {
-			if got, want := storedMemory(t, w, "server/"+id), string(encode(&s.memory)); got != want {
+			if got, want := content(t, w.store["server/"+id].Data), content(t, w.e.serverRecord(s).Data); got != want {
 				t.Fatalf("the record of %s is behind: it holds\n%s\nand the engine has\n%s", id, got, want)
 			}
 		}
 		for id, env := range w.e.envs {
-			if got, want := storedMemory(t, w, "environment/"+id), string(encode(&env.envMemory)); got != want {
+			if got, want := content(t, w.store["environment/"+id].Data), content(t, w.e.envRecord(env).Data); got != want {
 				t.Fatalf("the record of %s is behind: it holds\n%s\nand the engine has\n%s", id, got, want)
 			}
 		}
@@ -132,14 +134,15 @@ func TestDowntime(t *testing.T) {
 		clear(w.e.windows) // maintenance and overrides end by the real time
 		for _, s := range w.e.servers {
 			s.Override = nil
+			w.e.touch(s)
 		}
+		w.e.dirtySelf = true
 		var eff Effects
 		w.eff.Reset()
 		w.e.Gap(w.now, 0, &w.eff)
 		w.check()
 		now, alive := w.now, w.now.Add(-time.Duration(rapid.IntRange(0, 10).Draw(t, "unstored"))*time.Second)
 		store := w.store
-		delete(store, "engine/")
 		if recs, _ := w.e.Dirty(nil, 0); len(recs) > 0 {
 			t.Fatalf("everything was stored, and then there is more: %d", len(recs))
 		}
@@ -176,8 +179,9 @@ func TestRestoreRefuses(t *testing.T) {
 	for _, r := range []statussync.Record{
 		{Kind: statussync.RecordServer, ID: "a"},
 		{Kind: statussync.RecordServer, ID: "a", Data: []byte("{")},
-		{Kind: statussync.RecordServer, ID: "a", Data: []byte(`{"V":99,"Memory":{"Def":{"ID":"a"}}}`)},
-		{Kind: statussync.RecordServer, ID: "a", Data: []byte(`{"V":1,"Memory":{"Def":{"ID":"b"}}}`)},
+		{Kind: statussync.RecordServer, ID: "a", Data: []byte(`{"V":99,"Def":{"ID":"a"},"Pub":{},"Memory":{}}`)},
+		{Kind: statussync.RecordServer, ID: "a", Data: []byte(`{"V":1,"Def":{"ID":"b"},"Pub":{},"Memory":{}}`)},
+		{Kind: statussync.RecordServer, ID: "a", Data: []byte(`{"V":1,"Def":{"ID":"a"},"Memory":{}}`)},
 		{Kind: statussync.RecordEnvironment, ID: "a", Data: []byte(`{"V":1}`)},
 		{Kind: statussync.RecordEnvironment, ID: "a", Data: []byte(`{"V":0,"Memory":{"Def":{"ID":"a"}}}`)},
 		{Kind: statussync.RecordEngine, Data: []byte(`[]`)},

@@ -17,33 +17,33 @@ const (
 
 // probeEvidence is what probes have said, as a verdict with its counters.
 type probeEvidence struct {
-	Verdict   verdict
-	Since     time.Time // of the verdict
-	Attempts  uint64    // since there was last nothing known
-	LastAt    time.Time
-	Taken     time.Duration // the interval under which the last attempt was made
-	Wait      time.Duration // how long the server asked us to stay away then: the interval is widened to it
-	OKRun     int           // non-failures in a row
-	FailRun   int           // failures in a row
-	FailSince time.Time     // when the first of them began
-	OKAt      time.Time     // when the newest non-failure began
-	GraceFrom time.Time     // became running, or desired running
-	AltSince  time.Time     // since when outcomes contradict the verdict without settling it
-	AltBoth   bool          // and there were both kinds since
-	ByConnect bool          // the newest failure was one by connection
-	Fell      bool          // the verdict turned down by connection
-	NotMCP    bool
-	Cause     string // of the newest attempt that was no success
-	Detail    string
-	Slow      trend
-	Throttled trend
-	AuthBad   trend
+	Verdict   verdict       `json:",omitzero"`
+	Since     time.Time     `json:",omitzero"` // of the verdict
+	Attempts  uint64        `json:",omitzero"` // since there was last nothing known
+	LastAt    time.Time     `json:",omitzero"`
+	Taken     time.Duration `json:",omitzero"` // the interval under which the last attempt was made
+	Wait      time.Duration `json:",omitzero"` // how long the server asked us to stay away then: the interval is widened to it
+	OKRun     int           `json:",omitzero"` // non-failures in a row
+	FailRun   int           `json:",omitzero"` // failures in a row
+	FailSince time.Time     `json:",omitzero"` // when the first of them began
+	OKAt      time.Time     `json:",omitzero"` // when the newest non-failure began
+	GraceFrom time.Time     `json:",omitzero"` // became running, or desired running
+	AltSince  time.Time     `json:",omitzero"` // since when outcomes contradict the verdict without settling it
+	AltBoth   bool          `json:",omitzero"` // and there were both kinds since
+	ByConnect bool          `json:",omitzero"` // the newest failure was one by connection
+	Fell      bool          `json:",omitzero"` // the verdict turned down by connection
+	NotMCP    bool          `json:",omitzero"`
+	Cause     string        `json:",omitzero"` // of the newest attempt that was no success
+	Detail    string        `json:",omitzero"`
+	Slow      trend         `json:",omitzero"`
+	Throttled trend         `json:",omitzero"`
+	AuthBad   trend         `json:",omitzero"`
 }
 
 // trend is a condition that begins after two in a row and ends after `rise` others.
 type trend struct {
-	On         bool
-	Run, Other int
+	On         bool `json:",omitzero"`
+	Run, Other int  `json:",omitzero"`
 }
 
 func (t *trend) note(is bool, rise int) {

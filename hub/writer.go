@@ -49,7 +49,8 @@ type writer struct {
 	stopBy   time.Time
 	flushed  bool // everything was stored after the stop
 
-	behind  bool // the wall clock is behind engine time; told once
+	awake   time.Time // engine time by which the writer is to look at the clocks again
+	behind  bool      // the wall clock is behind engine time; told once
 	tickErr bool
 	ids     []string
 	json    []byte
@@ -177,7 +178,9 @@ func (w *writer) run(ctx context.Context) error {
 				return err
 			}
 		}
-		w.timer.Reset(w.sleep())
+		d := w.sleep()
+		w.awake = w.h.clock.now().Add(d)
+		w.timer.Reset(d)
 		inbox := w.h.inbox
 		if w.open.full() {
 			inbox = nil
@@ -206,6 +209,10 @@ func (w *writer) run(ctx context.Context) error {
 // now returns engine time, after it has taken notice of what happened to the clocks.
 func (w *writer) now() time.Time {
 	now, lag := w.h.clock.look()
+	stood := time.Duration(0)
+	if !w.awake.IsZero() {
+		stood = now.Sub(w.awake)
+	}
 	switch {
 	case lag > clockStep:
 		w.h.clock.jump(lag)
@@ -215,11 +222,19 @@ func (w *writer) now() time.Time {
 		w.eng.Gap(now, lag, &w.open.eff)
 		w.open.ticked = true
 		w.behind = false
+	case stood > clockStep:
+		w.h.log.Warn("the process did not run: taken as a time without observations", "gap", stood)
+		w.h.count.clockJumps.Add(1)
+		w.eng.Gap(now, stood, &w.open.eff)
+		w.open.ticked = true
 	case lag < -clockStep && !w.behind:
 		w.behind = true
 		w.h.log.Warn("the wall clock went back; engine time goes on", "behind", -lag)
 	case lag >= 0:
 		w.behind = false
+	}
+	if now.After(w.awake) {
+		w.awake = now
 	}
 	return now
 }
