@@ -156,7 +156,10 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener, log 
 	if err != nil {
 		return nil, err
 	}
-	s.asker = dtma.NewAsker(dtma.AskerOptions{Guard: g, UserAgent: userAgent, Logger: log.With("component", "dtma")})
+	s.asker = dtma.NewAsker(dtma.AskerOptions{
+		Guard: g, UserAgent: userAgent, Logger: log.With("component", "dtma"),
+		Concurrency: max(32, len(c.Environments)), // agents that hang, however many, must not delay another's question
+	})
 	s.hub, err = hub.New(hub.Options{
 		Journal: s.store, Policy: c.Policy(), Requester: requesters{s.probes, s.asker}, Checker: s.probes,
 		Logger: log.With("component", "hub"),

@@ -430,3 +430,103 @@ func TestSlowLink(t *testing.T) {
 	t.Logf("%d bytes read", total)
 	s.stop()
 }
+
+// TestHangingAgents has many hosts whose agents take a question and never answer. A host that is well gets its question
+// at once: its restart alarms nobody.
+func TestHangingAgents(t *testing.T) {
+	hangs, err := net.Listen("tcp", "127.0.0.1:0") // the kernel takes connections; nobody answers
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hangs.Close()
+	asked := make(chan struct{}, 100)
+	good := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		io.WriteString(w, `{"status":"ok","version":"0.1.0","tool_instances":[{"id":"x","names":["well"],"state":"running","status":"Up 1 second"}]}`)
+		asked <- struct{}{}
+	}))
+	t.Cleanup(good.Close)
+	const hosts = 150
+	envs, servers := list{obj{"id": "good", "agent_token": "token-good", "agent_url": good.URL}}, list{unprobed("well", "good", "running")}
+	for i := range hosts {
+		envs = append(envs, obj{"id": fmt.Sprintf("h%d", i), "agent_token": fmt.Sprintf("token-h%d-", i), "agent_url": "http://" + hangs.Addr().String()})
+		servers = append(servers, unprobed(fmt.Sprintf("s%d", i), fmt.Sprintf("h%d", i), "running"))
+	}
+	s := startService(t, obj{"environments": envs, "servers": servers})
+	all := func(state, text string) {
+		for i := range hosts {
+			s.postHeartbeat(fmt.Sprintf("token-h%d-", i), heartbeat(container(fmt.Sprintf("s%d", i), state, text)))
+		}
+		s.postHeartbeat("token-good", heartbeat(container("well", state, text)))
+	}
+	all("running", "Up 2 hours")
+	s.waitStatus(10*time.Second, "well", "running", "healthy", "ok")
+	before := len(s.history("well"))
+	all("exited", "Exited (0) 1 second ago")
+	began := time.Now()
+	select {
+	case <-asked:
+	case <-time.After(15 * time.Second):
+		t.Fatal("the agent that would answer was not asked")
+	}
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("the agent that would answer was asked only after %s", took)
+	}
+	s.waitStatus(5*time.Second, "s0", "", "", "")
+	if got := s.history("well")[before:]; len(got) > 0 {
+		t.Errorf("a restart was told: %v", got)
+	}
+	s.stop()
+}
+
+// TestBookmarks: a subscriber whose filter matches little learns how far it is, and how many entries it should have.
+func TestBookmarks(t *testing.T) {
+	if !full() {
+		t.Skip("bookmarks come every 25 s; E2E_FULL=1 waits for them")
+	}
+	t.Parallel()
+	conf, ids := pulseConfig()
+	s := startService(t, conf)
+	c := s.ws("/api/v1/ws")
+	send(t, c, obj{"type": "subscribe", "channel": "mcp_server_status", "filters": list{obj{"server_ids": list{ids[0]}, "states": list{"stopped"}}}})
+	expect(t, c, "subscribed")
+	p := s.pulse(ids)
+	var got uint64
+	var last, mark string
+	c.SetReadDeadline(time.Now().Add(40 * time.Second))
+	for mark == "" {
+		_, b, err := c.ReadMessage()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var f frame
+		if err := json.Unmarshal(b, &f); err != nil {
+			t.Fatal(err)
+		}
+		switch f.Type {
+		case "status_update":
+			got++
+			last = f.Cursor
+		case "bookmark":
+			if f.Sent != got {
+				t.Errorf("the bookmark says %d entries, %d came", f.Sent, got)
+			}
+			mark = f.Cursor
+		}
+	}
+	p.end()
+	if got < 50 {
+		t.Errorf("only %d entries came", got)
+	}
+	if later, ok := laterCursor(mark, last); !ok || later {
+		t.Errorf("the bookmark is at %s, before the last entry at %s", mark, last)
+	}
+	f := &follower{name: "resumed", sub: obj{"filters": list{obj{"server_ids": list{ids[0]}, "states": list{"stopped"}}}}}
+	s.follow(f, mark)
+	want := only(s.updates(mark, ""), func(e *entryJSON) bool { return e.ServerID == ids[0] && e.Current.State == "stopped" })
+	if len(want) > 0 {
+		f.waitLast(t, 10*time.Second, want[len(want)-1])
+	}
+	f.check(t, want)
+	s.stop()
+}

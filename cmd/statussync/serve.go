@@ -1,7 +1,10 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -54,7 +57,13 @@ work against it meanwhile.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.Logger = app.NewLogger(c.stderr, logLevel.value, "auto")
 			o.Version, o.Command, o.Out, o.Color = c.system.version, c.system.command, c.stdout, c.colour()
-			return app.RunDemo(cmd.Context(), o)
+			ctx := cmd.Context()
+			if !signal.Ignored(syscall.SIGHUP) { // a terminal that is closed must not leave the demo's folder behind
+				var stop context.CancelFunc
+				ctx, stop = signal.NotifyContext(ctx, syscall.SIGHUP)
+				defer stop()
+			}
+			return app.RunDemo(ctx, o)
 		},
 	}
 	f := cmd.Flags()
