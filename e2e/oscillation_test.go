@@ -95,6 +95,9 @@ func TestOscillation(t *testing.T) {
 	s.postHeartbeat("token-box", beat)
 	s.waitStatus(10*time.Second, "sick", "running", "healthy", "ok")
 	s.waitStatus(10*time.Second, "well", "running", "healthy", "ok")
+	waitFor(t, 10*time.Second, "the first probes", func() (bool, string) { // until then it is well only by report
+		return s.status("sick").CheckCount > 1 && s.status("well").CheckCount > 1, ""
+	})
 	before := len(s.history("sick"))
 	wellBefore := len(s.history("well"))
 
