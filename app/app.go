@@ -172,7 +172,7 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener, log 
 	}
 	s.server = &http.Server{
 		Handler: s.api, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 60 * time.Second, IdleTimeout: 2 * time.Minute,
-		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.With("component", "http").Handler(), slog.LevelDebug),
+		ConnContext: httpapi.ConnContext, MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.With("component", "http").Handler(), slog.LevelDebug),
 	}
 	return s, nil
 }
