@@ -32,6 +32,7 @@ auth:
   tokens:
     - {name: ops, role: operator, token: "operator-token"}
     - {name: eye, role: viewer, token: "viewer-token"}
+    - {name: ada, role: admin, token: "admin-token"}
 environments:
   - {id: box-7, name: box-7, owner: u1, agent_token: "agent-token-7"}
 servers:
