@@ -29,6 +29,7 @@ var rooms = map[string][]string{
 	"httpapi":         {"wire", "dtma"},
 	"client":          {"wire"},
 	"prom":            {},
+	"registry":        {},
 	"fleetsim":        {},
 	"app":             {"*"},
 	"cmd/statussync":  {"app", "client", "wire"},

@@ -133,9 +133,15 @@ func (f Filter) Compile() (*Matcher, error) {
 		if err := c.Validate(); err != nil {
 			return nil, err
 		}
-		m.clauses = append(m.clauses, matchClause{
-			Clause: *c, servers: set(c.ServerIDs), envs: set(c.EnvironmentIDs),
-		})
+		mc := matchClause{Clause: *c, servers: set(c.ServerIDs), envs: set(c.EnvironmentIDs)}
+		for _, st := range States {
+			for _, h := range Healths {
+				if s := (Status{State: st, Health: h}); mc.statusMatches(&s) {
+					mc.pairs.Add(&s)
+				}
+			}
+		}
+		m.clauses = append(m.clauses, mc)
 	}
 	return m, nil
 }
@@ -150,7 +156,33 @@ type Matcher struct {
 type matchClause struct {
 	Clause
 	servers, envs map[string]struct{} // nil: absent
+	pairs         StatusSet           // the states and healths that match
 }
+
+// StatusPairs is how many pairs of a State and a Health there are.
+const StatusPairs = 24
+
+// StatusSet is a set of pairs of a State and a Health. The zero value is the empty set.
+type StatusSet uint32
+
+// PairOf numbers the State and Health of s from 0 to StatusPairs-1; it is -1 where one of them is no known word.
+func PairOf(s *Status) int {
+	st, h := slices.Index(States, s.State), slices.Index(Healths, s.Health)
+	if st < 0 || h < 0 {
+		return -1
+	}
+	return st*len(Healths) + h
+}
+
+// Add adds the State and Health of s. Words that are not known are left out: no filter can name them.
+func (x *StatusSet) Add(s *Status) {
+	if p := PairOf(s); p >= 0 {
+		x.AddPair(p)
+	}
+}
+
+// AddPair adds what PairOf has numbered p.
+func (x *StatusSet) AddPair(p int) { *x |= 1 << p }
 
 func set(list []string) map[string]struct{} {
 	if list == nil {
@@ -170,6 +202,33 @@ func (m *Matcher) Match(e *Entry) bool {
 	}
 	for i := range m.clauses {
 		if m.clauses[i].match(e, m.leave) {
+			return true
+		}
+	}
+	return false
+}
+
+// MatchMerged reports whether a subscriber in ModeLatest gets e, the newest entry of what it is about, in place of all
+// since the subscriber's position. had are the statuses that e's server had from that position on, the one that it had
+// there among them: states and healths match when one of those does, so that nobody misses that a server left a
+// selection, however many entries were merged into e. Kind, ids and labels are matched as they are in e. Leave is
+// implied, and clauses may not have a Type.
+func (m *Matcher) MatchMerged(e *Entry, had StatusSet) bool {
+	if m == nil || len(m.clauses) == 0 {
+		return e.Kind == KindStatus || e.Kind == KindServerRemoved
+	}
+	for i := range m.clauses {
+		c := &m.clauses[i]
+		if !c.scopeMatches(e) {
+			continue
+		}
+		if e.Kind != KindStatus && e.Kind != KindServerRemoved {
+			if c.States == nil && c.Healths == nil {
+				return true
+			}
+			continue
+		}
+		if (c.States == nil && c.Healths == nil) || c.pairs&had != 0 {
 			return true
 		}
 	}
@@ -212,7 +271,8 @@ func (m *Matcher) ServerIDs() ([]string, bool) {
 	return slices.Compact(ids), true
 }
 
-func (c *matchClause) match(e *Entry, leave bool) bool {
+// scopeMatches is the part of a clause that speaks of no status: kinds, ids and labels.
+func (c *matchClause) scopeMatches(e *Entry) bool {
 	if c.Kinds != nil {
 		if !slices.Contains(c.Kinds, e.Kind) {
 			return false
@@ -220,7 +280,11 @@ func (c *matchClause) match(e *Entry, leave bool) bool {
 	} else if e.Kind != KindStatus && e.Kind != KindServerRemoved {
 		return false
 	}
-	if !c.idsMatch(e.ServerID, e.EnvironmentID, e.ServerIDs) || !hasLabels(e.Labels, c.Labels) {
+	return c.idsMatch(e.ServerID, e.EnvironmentID, e.ServerIDs) && hasLabels(e.Labels, c.Labels)
+}
+
+func (c *matchClause) match(e *Entry, leave bool) bool {
+	if !c.scopeMatches(e) {
 		return false
 	}
 	cur := e.Current

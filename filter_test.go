@@ -175,3 +175,75 @@ func FuzzClause(f *testing.F) {
 		m.Match(update(stHealthy, stUnhealthy))
 	})
 }
+
+// TestMatchMerged: an entry that nothing was merged into is told in mode latest exactly when it is told with Leave, and
+// merging more into it only makes it match more.
+func TestMatchMerged(t *testing.T) {
+	var sets []Filter
+	for _, c := range []Clause{
+		{}, {Healths: []Health{HealthUnhealthy}}, {States: []State{StateError, StateStopped}}, {States: []State{}},
+		{States: []State{StateRunning}, Healths: []Health{HealthDegraded}}, {ServerIDs: []string{"a"}}, {EnvironmentIDs: []string{"x"}},
+		{Labels: map[string]string{"team": "t1"}}, {Kinds: []Kind{KindStatus}}, {Kinds: []Kind{KindServerRemoved, KindEnvironmentSilent}},
+		{Kinds: []Kind{KindEnvironmentSilent}, Healths: []Health{HealthHealthy}},
+	} {
+		sets = append(sets, Filter{Clauses: []Clause{c}, Leave: true}, Filter{Clauses: []Clause{{ServerIDs: []string{"b"}, Healths: []Health{HealthUnknown}}, c}, Leave: true})
+	}
+	sets = append(sets, Filter{Leave: true})
+	var all StatusSet
+	seen := map[int]bool{}
+	for _, st := range States {
+		for _, h := range Healths {
+			s := Status{State: st, Health: h}
+			all.Add(&s)
+			seen[PairOf(&s)] = true
+		}
+	}
+	if len(seen) != StatusPairs || seen[-1] || all != 1<<StatusPairs-1 {
+		t.Fatalf("%d pairs, %x", len(seen), all)
+	}
+	if other := (Status{State: "asleep", Health: HealthHealthy}); PairOf(&other) != -1 {
+		t.Error("an unknown word has a number")
+	}
+	matched := 0
+	for _, f := range sets {
+		m, err := f.Compile()
+		if err != nil {
+			t.Fatal(err)
+		}
+		try := func(e Entry) {
+			var had StatusSet
+			for _, s := range []*Status{e.Previous, e.Current} {
+				if s != nil {
+					had.Add(s)
+				}
+			}
+			want := m.Match(&e)
+			if got := m.MatchMerged(&e, had); got != want {
+				t.Errorf("filter %+v, entry %s %s %+v → %+v: got %v, want %v", f, e.Kind, e.ServerID, e.Previous, e.Current, got, want)
+			}
+			if want {
+				matched++
+				if !m.MatchMerged(&e, all) {
+					t.Errorf("filter %+v, entry %s %s: more statuses make it not match", f, e.Kind, e.ServerID)
+				}
+			}
+		}
+		for _, id := range []string{"a", "b"} {
+			e := Entry{ServerID: id, EnvironmentID: map[string]string{"a": "x"}[id], Labels: map[string]string{"team": map[string]string{"a": "t1", "b": "t2"}[id]}}
+			for _, prev := range []Status{{State: StateRunning, Health: HealthHealthy}, {State: StateError, Health: HealthUnhealthy}, {State: StateUnknown, Health: HealthUnknown}} {
+				for _, cur := range []Status{{State: StateRunning, Health: HealthDegraded}, {State: StateStopped, Health: HealthUnhealthy}} {
+					e.Kind, e.Previous, e.Current = KindStatus, &prev, &cur
+					try(e)
+				}
+				e.Kind, e.Previous, e.Current = KindServerRemoved, &prev, nil
+				try(e)
+			}
+			e.Kind, e.Previous, e.Current = KindServerAdded, nil, nil
+			try(e)
+		}
+		try(Entry{Kind: KindEnvironmentSilent, EnvironmentID: "x", ServerIDs: []string{"a", "b"}})
+	}
+	if matched < 50 {
+		t.Errorf("only %d entries matched: too little was tried", matched)
+	}
+}

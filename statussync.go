@@ -296,7 +296,8 @@ type ProbeSpec struct {
 	StartGrace        time.Duration // how long failures are forgiven after a start
 	SlowAfter         time.Duration
 	Expect            string // "open": a server that wants a login is auth_failed; otherwise empty
-	// Headers are sent with each probe; they are credentials: never logged, journaled, stored or shown.
+	// Headers are sent with each probe; they are credentials: never logged, journaled or shown, and stored only by the
+	// managed registry, whose definitions have no other place.
 	Headers map[string]string `json:"-"`
 }
 

@@ -29,6 +29,7 @@ import (
 	"github.com/agentopia/statussync/probe"
 	"github.com/agentopia/statussync/probe/httpprobe"
 	"github.com/agentopia/statussync/prom"
+	"github.com/agentopia/statussync/registry"
 	"github.com/agentopia/statussync/sqlite"
 )
 
@@ -111,6 +112,7 @@ type service struct {
 	probes   *probe.Scheduler
 	prober   *httpprobe.Prober
 	asker    *dtma.Asker
+	registry *registry.Manager
 	api      *httpapi.API
 	server   *http.Server
 }
@@ -167,19 +169,43 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener, log 
 	if err != nil {
 		return nil, err
 	}
-	if s.api, err = s.newAPI(c, o.Version, log); err != nil {
+	tokens := newTokens(c)
+	s.registry, err = registry.New(ctx, registry.Options{
+		Store: s.store, Hub: s.hub, Agents: tokens.SetManagedAgents, Logger: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if s.api, err = s.newAPI(c, tokens, o.Version, log); err != nil {
 		return nil, err
 	}
 	s.server = &http.Server{
 		Handler: s.api, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 60 * time.Second, IdleTimeout: 2 * time.Minute,
-		MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.With("component", "http").Handler(), slog.LevelDebug),
+		ConnContext: httpapi.ConnContext, MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.With("component", "http").Handler(), slog.LevelDebug),
 	}
 	return s, nil
 }
 
-func (s *service) newAPI(c *Config, version string, log *slog.Logger) (*httpapi.API, error) {
+// newTokens returns the Authenticator of the configuration's tokens.
+func newTokens(c *Config) *httpapi.Tokens {
+	var specs []httpapi.TokenSpec
+	if c.Auth != nil {
+		for _, t := range c.Auth.Tokens {
+			specs = append(specs, httpapi.TokenSpec{Name: t.Name, Role: httpapi.Role(t.Role), Token: string(t.Token)})
+		}
+	}
+	agents := map[string][]string{}
+	for _, e := range c.Environments {
+		if e.AgentToken != "" {
+			agents[e.ID] = []string{string(e.AgentToken)}
+		}
+	}
+	return httpapi.NewTokens(specs, agents)
+}
+
+func (s *service) newAPI(c *Config, tokens *httpapi.Tokens, version string, log *slog.Logger) (*httpapi.API, error) {
 	opts := httpapi.Options{
-		Hub: s.hub, Listen: s.listener.Addr().String(), AllowedHosts: c.AllowedHosts, AllowedOrigins: c.AllowedOrigins,
+		Hub: s.hub, Auth: tokens, Registry: s.registry, Listen: s.listener.Addr().String(), AllowedHosts: c.AllowedHosts, AllowedOrigins: c.AllowedOrigins,
 		Version: version, Logger: log.With("component", "httpapi"), OpenLoopback: true,
 		ReadyChecks: map[string]func(context.Context) error{"store": s.store.Healthy},
 	}
@@ -190,23 +216,12 @@ func (s *service) newAPI(c *Config, version string, log *slog.Logger) (*httpapi.
 		}
 		opts.TrustedProxies = append(opts.TrustedProxies, prefix)
 	}
-	var specs []httpapi.TokenSpec
 	if c.Auth != nil {
-		for _, t := range c.Auth.Tokens {
-			specs = append(specs, httpapi.TokenSpec{Name: t.Name, Role: httpapi.Role(t.Role), Token: string(t.Token)})
-		}
-		opts.OpenLoopback = len(specs) == 0
+		opts.OpenLoopback = len(c.Auth.Tokens) == 0
 		opts.LegacyViewer = c.Auth.LegacyViewer
 		opts.LoginFailuresPerMinute = c.Auth.LoginFailuresPerMinute
 		opts.CommandsPerSecond = c.Auth.CommandsPerSecond
 	}
-	agents := map[string][]string{}
-	for _, e := range c.Environments {
-		if e.AgentToken != "" {
-			agents[e.ID] = []string{string(e.AgentToken)}
-		}
-	}
-	opts.Auth = httpapi.NewTokens(specs, agents)
 	var api *httpapi.API
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), prom.New(prom.Options{
@@ -278,7 +293,7 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (err error) {
 	case <-ctx.Done():
 		return nil
 	}
-	if _, err := s.hub.Submit(ctx, s.config.Registry()); err != nil {
+	if err := s.define(ctx); err != nil {
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -294,6 +309,7 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (err error) {
 		start("probes", ended, func(ctx context.Context) error { return s.probes.Run(ctx, s.hub) }),
 		start("agents", ended, func(ctx context.Context) error { return s.asker.Run(ctx, s.hub) }),
 		start("store", ended, s.store.Run),
+		start("registry", ended, s.registry.Run),
 	)
 	base := "http://" + s.listener.Addr().String()
 	s.log.Info("serving", "url", base, "servers", len(s.config.Servers), "environments", len(s.config.Environments), "data", s.config.Data)
@@ -309,6 +325,19 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (err error) {
 		}
 		return err
 	}
+}
+
+// define hands over what the configuration defines, then what people defined by API. Where both define the same the service
+// does not start: it can't know which is meant.
+func (s *service) define(ctx context.Context) error {
+	u := s.config.Registry()
+	if err := s.registry.Conflicts(ctx, u); err != nil {
+		return err
+	}
+	if _, err := s.hub.Submit(ctx, u); err != nil {
+		return err
+	}
+	return s.registry.Start(ctx)
 }
 
 // shutdown stops everything in the order in which nothing is lost: who brings observations in, then the hub, which

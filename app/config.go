@@ -17,6 +17,7 @@ import (
 
 	"github.com/agentopia/statussync"
 	"github.com/agentopia/statussync/engine"
+	"github.com/agentopia/statussync/registry"
 )
 
 // Config is the configuration file. DefaultConfig gives the defaults; docs/configuration.md explains every key.
@@ -351,7 +352,7 @@ func (c *Config) check(d *decoder, dir string) {
 		if e.AgentURL != "" {
 			checkURL(d, p+".agent_url", e.AgentURL)
 		}
-		if e.Address != "" && !validHost(e.Address) {
+		if e.Address != "" && !registry.ValidHost(e.Address) {
 			d.failAt(p+".address", "%q is not a host name or an IP address (without a port)", e.Address)
 		}
 	}
@@ -455,7 +456,7 @@ func (c *Config) checkProbe(d *decoder, p string, s *ServerConfig, env *Environm
 	} else {
 		checkURL(d, where, target)
 	}
-	if env != nil && env.AgentURL != "" && target != "" && pr.Kind != "none" && sameHostPort(target, env.AgentURL) {
+	if env != nil && env.AgentURL != "" && target != "" && pr.Kind != "none" && registry.SameHostPort(target, env.AgentURL) {
 		d.failAt(where, "is the address of the agent of %q, not of the server: a probe there would only prove that the agent lives", env.ID)
 	}
 	for k, v := range pr.Headers {
@@ -465,82 +466,16 @@ func (c *Config) checkProbe(d *decoder, p string, s *ServerConfig, env *Environm
 	}
 }
 
-func checkID(d *decoder, path, id string) {
-	switch {
-	case id == "":
-		d.failAt(path, "is missing")
-	case len(id) > 128:
-		d.failAt(path, "is longer than 128 bytes")
-	case strings.ContainsFunc(id, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("._:@-", r))
-	}):
-		d.failAt(path, "%q must be made of letters, digits and . _ : @ -", id)
-	}
-}
+func checkID(d *decoder, path, id string) { failIf(d, path, registry.IDFault(id)) }
 
-func checkText(d *decoder, path, s string) {
-	if s != statussync.CleanText(s, statussync.MaxNameText) {
-		d.failAt(path, "holds characters that cannot be shown, or is longer than %d bytes", statussync.MaxNameText)
-	}
-}
+func checkText(d *decoder, path, s string) { failIf(d, path, registry.TextFault(s)) }
 
-func checkURL(d *decoder, path, s string) {
-	u, err := url.Parse(s)
-	switch {
-	case err != nil:
-		d.failAt(path, "is not a URL")
-	case u.Scheme != "http" && u.Scheme != "https":
-		d.failAt(path, "must begin with http:// or https://")
-	case u.Host == "" || u.Hostname() == "":
-		d.failAt(path, "names no host")
-	case u.User != nil:
-		d.failAt(path, "must not hold a user name or password; use headers")
-	case !validHost(u.Hostname()):
-		d.failAt(path, "%q is not a host name or an IP address", u.Hostname())
-	case !validPort(u.Port()):
-		d.failAt(path, "%q is not a port", u.Port())
-	}
-}
+func checkURL(d *decoder, path, s string) { failIf(d, path, registry.URLFault(s)) }
 
-func validPort(p string) bool {
-	if p == "" {
-		return true
+func failIf(d *decoder, path, fault string) {
+	if fault != "" {
+		d.failAt(path, "%s", fault)
 	}
-	ap, err := netip.ParseAddrPort("127.0.0.1:" + p)
-	return err == nil && ap.Port() != 0
-}
-
-func validHost(h string) bool {
-	if _, err := netip.ParseAddr(h); err == nil {
-		return true
-	}
-	if h == "" || len(h) > 253 {
-		return false
-	}
-	for _, label := range strings.Split(strings.TrimSuffix(h, "."), ".") {
-		if label == "" || len(label) > 63 || strings.ContainsFunc(label, func(r rune) bool {
-			return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_')
-		}) {
-			return false
-		}
-	}
-	return true
-}
-
-func sameHostPort(a, b string) bool {
-	ua, err1 := url.Parse(a)
-	ub, err2 := url.Parse(b)
-	return err1 == nil && err2 == nil && strings.EqualFold(ua.Hostname(), ub.Hostname()) && portOf(ua) == portOf(ub)
-}
-
-func portOf(u *url.URL) string {
-	if p := u.Port(); p != "" {
-		return p
-	}
-	if u.Scheme == "https" {
-		return "443"
-	}
-	return "80"
 }
 
 func isLoopback(host string) bool {

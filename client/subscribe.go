@@ -47,7 +47,8 @@ const ResyncGap statussync.ResyncReason = "gap"
 type Event struct {
 	Type statussync.EventType
 	// Cursor is set on subscribed, snapshot_end, entry and bookmark events. Given to another subscription with the same
-	// filter it continues after this event; with ModeLatest only those of snapshot_end and bookmark events do.
+	// filter it continues after this event. With ModeLatest an entry's may be a position before the entry itself: some of
+	// what was told is then told again.
 	Cursor statussync.Cursor
 
 	Entry *statussync.Entry // entry
@@ -468,8 +469,11 @@ func (k *link) entry(ev Event, e *statussync.Entry) (_ Event, deliver bool, err 
 	ev.Type, ev.Entry = statussync.EventEntry, e
 	versioned := e.Kind == statussync.KindStatus || e.Kind == statussync.KindServerRemoved
 	if s.o.Mode == statussync.ModeLatest {
-		// Entries of different servers come in no promised order, so only a bookmark moves the place to resume from,
-		// and what was delivered since then may come again.
+		// Entries of different servers come in no promised order. The frame's cursor, not the entry's own position, is
+		// the place to resume from, and what was delivered after it may come again.
+		if !s.needSnapshot && !ev.Cursor.IsZero() {
+			s.resume = ev.Cursor
+		}
 		if versioned {
 			if e.Version <= s.versions[e.ServerID] {
 				return ev, false, nil

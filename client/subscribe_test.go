@@ -91,12 +91,20 @@ func recovered(at string) string {
 
 // update is the frame of the version-th update of a server.
 func update(epoch string, seq uint64, id string, version uint64) string {
+	return updateAt(statussync.Cursor{Epoch: statussync.Epoch(epoch), Seq: seq}, seq, id, version)
+}
+
+// at1 is a position of epoch e1.
+func at1(seq uint64) statussync.Cursor { return statussync.Cursor{Epoch: "e1", Seq: seq} }
+
+// updateAt is an update whose frame has a cursor of its own, as in mode latest.
+func updateAt(at statussync.Cursor, seq uint64, id string, version uint64) string {
 	e := statussync.Entry{
-		Seq: seq, Epoch: statussync.Epoch(epoch), Kind: statussync.KindStatus, ServerID: id, Version: version, Source: statussync.SourceSystem,
+		Seq: seq, Epoch: at.Epoch, Kind: statussync.KindStatus, ServerID: id, Version: version, Source: statussync.SourceSystem,
 		Timestamp: time.UnixMilli(1700000000000), Previous: &statussync.Status{State: "running", Health: "healthy", Reason: "ok"},
 		Current: &statussync.Status{State: "error", Health: "unhealthy", Reason: "probe_failing"}, Details: "<d>", Changes: []string{"state", "health", "reason"},
 	}
-	return string(wire.AppendEntry(nil, e.Kind, e.Cursor(), e.AppendJSON(nil)))
+	return string(wire.AppendEntry(nil, e.Kind, at, e.AppendJSON(nil)))
 }
 
 func page(more bool, items ...string) string {
@@ -279,17 +287,21 @@ func TestSubscribe(t *testing.T) {
 			k.wait()
 		}}, "subscribed:e1:0 e1:1=a1 e1:4=a4 bookmark:e1:9"},
 
-		{"latest: resumes from bookmarks only, drops what comes again", SubscribeOptions{Mode: statussync.ModeLatest}, []script{
+		{"latest: resumes from the frames' cursors, drops what comes again", SubscribeOptions{Mode: statussync.ModeLatest}, []script{
 			func(k *peer) {
 				expectHello(k, "cursor= snapshot=false leave=true mode=latest filters=0")
-				k.send(subscribed0, update("e1", 9, "a", 5), update("e1", 4, "b", 2), `{"type":"bookmark","cursor":"e1:10","sent":2}`, update("e1", 12, "b", 7))
+				k.send(subscribed0, updateAt(at1(0), 9, "a", 5), updateAt(at1(7), 4, "b", 2), `{"type":"bookmark","cursor":"e1:10","sent":2}`, updateAt(at1(10), 12, "b", 7))
 			},
 			func(k *peer) {
 				expectHello(k, "cursor=e1:10 snapshot=false leave=true mode=latest filters=0")
-				k.send(recovered("e1:14"), update("e1", 12, "b", 7), update("e1", 13, "a", 8), `{"type":"bookmark","cursor":"e1:14","sent":2}`)
+				k.send(recovered("e1:10"), updateAt(at1(10), 12, "b", 7), updateAt(at1(13), 13, "a", 8))
+			},
+			func(k *peer) {
+				expectHello(k, "cursor=e1:13 snapshot=false leave=true mode=latest filters=0")
+				k.send(recovered("e1:13"), `{"type":"bookmark","cursor":"e1:14","sent":0}`)
 				k.wait()
 			},
-		}, "subscribed:e1:0 e1:9=a5 e1:4=b2 bookmark:e1:10 e1:12=b7 subscribed:e1:14 e1:13=a8 bookmark:e1:14"},
+		}, "subscribed:e1:0 e1:0=a5 e1:7=b2 bookmark:e1:10 e1:10=b7 subscribed:e1:10 e1:13=a8 subscribed:e1:13 bookmark:e1:14"},
 
 		{"frames that are no frames cost a reconnect", SubscribeOptions{}, []script{
 			func(k *peer) { k.send(subscribed0, `{"type":`); k.wait() },

@@ -63,14 +63,19 @@ type TokenSpec struct {
 	ExpiresAt time.Time // zero: never
 }
 
-// Tokens is an Authenticator over a fixed set. It keeps only SHA-256 hashes and looks up by hash: how long a lookup
-// takes depends on the hash, which tells nothing about the token.
+// Tokens is an Authenticator over a fixed set, and agents' tokens that come and go. It keeps only SHA-256 hashes and looks
+// up by hash: how long a lookup takes depends on the hash, which tells nothing about the token.
 type Tokens struct {
-	tokens map[[sha256.Size]byte]Credential
-	agents map[[sha256.Size]byte]string
-	now    func() time.Time
-	err    error // a wrong spec; New reports it
+	tokens  map[[sha256.Size]byte]Credential
+	agents  map[[sha256.Size]byte]string
+	managed atomic.Pointer[map[[sha256.Size]byte]string] // replaced whole, never changed
+	now     func() time.Time
+	err     error // a wrong spec; New reports it
 }
+
+// SetManagedAgents replaces the agents' tokens beside the fixed set by these: environment ids by the SHA-256 of the token.
+// It takes effect for the next request. The map must not be changed afterwards. Safe for concurrent use.
+func (t *Tokens) SetManagedAgents(agents map[[sha256.Size]byte]string) { t.managed.Store(&agents) }
 
 // NewTokens returns the Authenticator of these tokens and agents' tokens (by environment id). New refuses it where a
 // token is empty or given twice, or a role is unknown.
@@ -114,7 +119,11 @@ func (t *Tokens) Token(token string) (Credential, bool) {
 
 // Agent implements Authenticator.
 func (t *Tokens) Agent(token string) (string, bool) {
-	env, ok := t.agents[sha256.Sum256([]byte(token))]
+	h := sha256.Sum256([]byte(token))
+	env, ok := t.agents[h]
+	if managed := t.managed.Load(); !ok && managed != nil {
+		env, ok = (*managed)[h]
+	}
 	return env, ok
 }
 

@@ -98,6 +98,8 @@ type Options struct {
 	BookmarkEvery time.Duration // at most one bookmark in that time; default 25 s
 	CommentEvery  time.Duration // SSE's sign of life; default 15 s
 
+	Registry Registry // the managed registry; nil: it is not served
+
 	Metrics     http.Handler                               // GET /metrics; nil: not served
 	Root        http.Handler                               // GET of whatever no route serves; nil: "/" says where the API is
 	ReadyChecks map[string]func(ctx context.Context) error // an error makes /readyz answer 503; each may take 2 s

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -807,7 +808,10 @@ func TestRoot(t *testing.T) {
 
 // TestOpenAPI: the description parses, in both forms, describes every route of the mux and no other, with our errors.
 func TestOpenAPI(t *testing.T) {
-	s := serve(t, func(o *Options) { o.Metrics = http.NotFoundHandler() })
+	s := serve(t, func(o *Options) {
+		o.Metrics = http.NotFoundHandler()
+		o.Registry = struct{ Registry }{} // only its routes are looked at
+	})
 	var doc struct {
 		OpenAPI string                               `json:"openapi" yaml:"openapi"`
 		Paths   map[string]map[string]map[string]any `json:"paths" yaml:"paths"`
@@ -869,6 +873,9 @@ func TestOpenAPI(t *testing.T) {
 		"GET /api/v1/servers/{id}", "GET /api/v1/servers/{id}/status", "PUT /api/v1/servers/{id}/override", "DELETE /api/v1/servers/{id}/override",
 		"POST /api/v1/servers/{id}/probe", "POST /api/v1/probes", "GET /api/v1/servers/{id}/history", "GET /api/v1/updates", "GET /api/v1/environments",
 		"GET /api/v1/environments/{id}", "GET /api/v1/discovered", "GET /api/v1/sync/metrics", "GET /metrics", "GET /healthz", "GET /readyz",
+		"POST /api/v1/servers", "PUT /api/v1/servers/{id}", "DELETE /api/v1/servers/{id}", "POST /api/v1/environments", "PUT /api/v1/environments/{id}",
+		"DELETE /api/v1/environments/{id}", "GET /api/v1/environments/{id}/tokens", "POST /api/v1/environments/{id}/tokens",
+		"DELETE /api/v1/environments/{id}/tokens/{token_id}", "POST /api/v1/discovered/{environment_id}/{container}/adopt",
 	} {
 		if !slices.Contains(want, must) {
 			t.Errorf("%s is not served", must)
@@ -921,4 +928,63 @@ func TestClientGone(t *testing.T) {
 		t.Error(err)
 	}
 	// Close of the test server waits for the handler: it ends only because its context did.
+}
+
+// TestManagedAgents: agents' tokens come and go while requests are served, beside the fixed ones, which stay.
+func TestManagedAgents(t *testing.T) {
+	auth := tokens()
+	const other = "managed-token-01"
+	if _, ok := auth.Agent(other); ok {
+		t.Fatal("known before it was made")
+	}
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for range 1000 {
+				if env, ok := auth.Agent(agentToken); !ok || env != "box-7" {
+					t.Error("a fixed token was lost")
+					return
+				}
+				if env, ok := auth.Agent(other); ok && env != "box-9" {
+					t.Errorf("the managed token is %q's", env)
+					return
+				}
+			}
+		}()
+	}
+	for i := range 1000 {
+		m := map[[sha256.Size]byte]string{}
+		if i%2 == 0 {
+			m[sha256.Sum256([]byte(other))] = "box-9"
+		}
+		auth.SetManagedAgents(m)
+		if _, ok := auth.Agent(other); ok != (i%2 == 0) {
+			t.Errorf("round %d: %v", i, ok)
+		}
+	}
+	wg.Wait()
+	// A token of the configuration can't be taken over.
+	auth.SetManagedAgents(map[[sha256.Size]byte]string{sha256.Sum256([]byte(agentToken)): "box-9"})
+	if env, _ := auth.Agent(agentToken); env != "box-7" {
+		t.Errorf("taken over by %q", env)
+	}
+}
+
+// TestFaultsAreAllTold: an error that joins several is one problem with all of them; one of unknown kind hides the rest.
+func TestFaultsAreAllTold(t *testing.T) {
+	a := &API{opts: Options{}.withDefaults(), log: slog.New(slog.DiscardHandler)}
+	two := errors.Join(statussync.Invalid("id", "is missing"), errors.Join(statussync.Invalid("name", "is too long")))
+	p := a.toProblem(context.Background(), inBody(two))
+	if p.Status != 400 || len(p.Errors) != 2 || p.Errors[0] != (wire.ProblemError{Location: "body.id", Message: "is missing"}) || p.Errors[1].Location != "body.name" {
+		t.Errorf("%+v", p)
+	}
+	if p := a.toProblem(context.Background(), inBody(statussync.Invalid("id", "is missing"))); len(p.Errors) != 1 || p.Detail != "body.id: is missing" {
+		t.Errorf("%+v", p)
+	}
+	p = a.toProblem(context.Background(), errors.Join(errors.New("password=hunter2"), two))
+	if b, _ := json.Marshal(p); bytes.Contains(b, []byte("hunter2")) {
+		t.Errorf("%s", b)
+	}
 }

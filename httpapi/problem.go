@@ -96,7 +96,12 @@ func (a *API) toProblem(ctx context.Context, err error) *problem {
 		header: http.Header{},
 	}
 	var e *statussync.Error
-	if errors.As(err, &e) && e.Location != "" && code != statussync.CodeInternal {
+	if all := faults(err); len(all) > 1 && code != statussync.CodeInternal {
+		for _, e := range all {
+			p.Errors = append(p.Errors, wire.ProblemError{Location: e.Location, Message: e.Detail})
+		}
+		p.Detail = strconv.Itoa(len(all)) + " faults"
+	} else if errors.As(err, &e) && e.Location != "" && code != statussync.CodeInternal {
 		p.Errors = []wire.ProblemError{{Location: e.Location, Message: e.Detail}}
 	}
 	switch code {

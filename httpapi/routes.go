@@ -28,6 +28,7 @@ const (
 	accessSelf                   // the handler has its own rules: heartbeats, WebSockets
 	accessViewer
 	accessOperator
+	accessAdmin
 )
 
 // Keys of huma.Operation.Metadata.
@@ -135,8 +136,11 @@ func (a *API) enter(r *http.Request, need access) error {
 // permit checks a credential, which may be nil, against what is needed.
 func (a *API) permit(cred *Credential, need access) error {
 	want := RoleViewer
-	if need == accessOperator {
+	switch need {
+	case accessOperator:
 		want = RoleOperator
+	case accessAdmin:
+		want = RoleAdmin
 	}
 	switch {
 	case cred == nil && a.opts.OpenLoopback:
@@ -301,6 +305,10 @@ func (a *API) routes() error {
 			return &body[wire.Environment]{wire.FromEnvironment(&v)}, nil
 		})
 	register(a, get(wire.BasePath+"/discovered", "list-discovered", "environments", "Containers that no server claims"), accessViewer, a.listDiscovered)
+
+	if a.opts.Registry != nil {
+		a.registryRoutes()
+	}
 
 	register(a, get(wire.BasePath+"/servers/{id}/history", "get-history", "journal", "Entries of one server, newest first"), accessViewer, a.history)
 	register(a, get(wire.BasePath+"/updates", "list-updates", "journal", "The journal, oldest first"), accessViewer, a.updates)

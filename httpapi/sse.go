@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"errors"
+	"net"
 	"net/http"
 	"os"
 	"sync/atomic"
@@ -80,6 +81,10 @@ func (a *API) stream(w http.ResponseWriter, r *http.Request) {
 	w.WriteHeader(http.StatusOK)
 
 	out := &eventWriter{a: a, w: w, rc: rc, cred: cred.Name, replay: a.opts.Hub.Ready().Head, mark: req.Cursor == statussync.Cursor{} && !req.Snapshot}
+	if req.Mode == statussync.ModeLatest {
+		out.latest = true
+		shortQueue(r.Context())
+	}
 	out.buf = append(out.buf, "retry: 2000\n\n"...)
 	err = s.run(r.Context(), a, sub, out, cred.ExpiresAt)
 	slow = errors.Is(err, os.ErrDeadlineExceeded)
@@ -113,6 +118,7 @@ func (s *eventStream) run(ctx context.Context, a *API, sub statussync.Subscripti
 			pause(armed, wait)
 			continue
 		}
+		// In mode latest few are taken at once: what is taken later is newer.
 		events, err := sub.Next(armed, buf[:0])
 		for i := range events {
 			if werr := out.event(&events[i]); werr != nil {
@@ -121,7 +127,7 @@ func (s *eventStream) run(ctx context.Context, a *API, sub statussync.Subscripti
 		}
 		clear(events)
 		switch {
-		case len(events) == cap(buf) && cap(buf) == fewEvents:
+		case len(events) == cap(buf) && cap(buf) == fewEvents && !out.latest:
 			buf = make([]statussync.Event, 0, manyEvents)
 		case len(events) < fewEvents && cap(buf) > fewEvents:
 			buf = make([]statussync.Event, 0, fewEvents)
@@ -132,6 +138,29 @@ func (s *eventStream) run(ctx context.Context, a *API, sub statussync.Subscripti
 		if err != nil && armed.Err() == nil {
 			return nil // the hub stops; the client comes again and resumes
 		}
+	}
+}
+
+// latestBuffer is how many bytes the kernel is asked to hold for a stream in mode latest: what waits there grows old. It
+// is some 16 updates.
+const latestBuffer = 8 << 10
+
+type connKey struct{}
+
+// ConnContext lets streams in mode latest keep the queue of their connection short. It is meant for the ConnContext of
+// the http.Server that serves an API; without it, a client of GET /stream that reads slowly reads old updates, those
+// that wait in the kernel, before the newest ones.
+func ConnContext(ctx context.Context, nc net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, nc)
+}
+
+func shortQueue(ctx context.Context) {
+	nc := ctx.Value(connKey{})
+	if t, ok := nc.(interface{ NetConn() net.Conn }); ok { // TLS
+		nc = t.NetConn()
+	}
+	if t, ok := nc.(interface{ SetWriteBuffer(int) error }); ok {
+		_ = t.SetWriteBuffer(latestBuffer) // a hint
 	}
 }
 
@@ -200,6 +229,7 @@ type eventWriter struct {
 	last   statussync.Cursor // the newest id that was written
 	mark   bool              // "subscribed" is a position to resume from: nothing older is on its way
 	replay statussync.Cursor // what was there when the subscription began, and counts as replay
+	latest bool              // mode latest
 
 	replayed  int       // bytes of replay in buf
 	notBefore time.Time // the credential has read too much; go on then
@@ -239,7 +269,7 @@ func (o *eventWriter) event(e *statussync.Event) error {
 
 // isReplay reports whether an event was not caused by something new.
 func isReplay(e *statussync.Event, head statussync.Cursor) bool {
-	return e.Type == statussync.EventSnapshot || (e.Type == statussync.EventEntry && e.Cursor.Seq <= head.Seq)
+	return e.Type == statussync.EventSnapshot || (e.Type == statussync.EventEntry && e.Entry.Seq <= head.Seq)
 }
 
 func (o *eventWriter) id(at statussync.Cursor) {

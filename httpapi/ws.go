@@ -78,6 +78,13 @@ type socket struct {
 	pingAt time.Time // the next ping
 	pongBy time.Time // zero: no ping is unanswered
 
+	latest bool      // sub is in mode latest; then pings are numbered
+	pings  uint64    // the newest number
+	gate   uint64    // the ping that follows what was told last; nothing more is told until it is answered. 0: none
+	gateAt time.Time // when it was written
+	// gateFull says that there may have been more to tell.
+	gateFull bool
+
 	events []statussync.Event
 	buf    *buffers // nil: nothing is waiting to be written
 }
@@ -95,7 +102,7 @@ type inbound struct {
 	frame *wire.ClientFrame
 	err   error        // why frame could not be understood
 	ping  []byte       // to be answered; not nil
-	pong  bool         //
+	pong  []byte       // not nil
 	end   *closeReason // nothing more comes
 }
 
@@ -248,8 +255,8 @@ func (c *socket) read() {
 		c.tell(inbound{ping: append([]byte{}, data...)})
 		return nil
 	})
-	c.ws.SetPongHandler(func(string) error {
-		c.tell(inbound{pong: true})
+	c.ws.SetPongHandler(func(data string) error {
+		c.tell(inbound{pong: append([]byte{}, data...)})
 		return nil
 	})
 	c.ws.SetCloseHandler(func(int, string) error { return nil }) // the writer answers
@@ -379,7 +386,7 @@ func (c *socket) loop() closeReason {
 		if why := c.flush(); why != nil {
 			return *why
 		}
-		if c.sub == nil {
+		if c.sub == nil || c.gate != 0 {
 			<-armed.Done()
 			continue
 		}
@@ -395,6 +402,12 @@ func (c *socket) loop() closeReason {
 		}
 		clear(events)
 		switch {
+		case c.latest && len(events) > 0:
+			// What was read of the socket is what is known to be read: kernels on both sides hold much more than a slow
+			// client reads in a second. So the next entries are merged when the client has answered.
+			c.ping()
+			c.gate, c.gateAt, c.gateFull = c.pings, time.Now(), len(events) == cap(c.events)
+		case c.latest:
 		case len(events) == cap(c.events) && cap(c.events) == fewEvents:
 			c.events = make([]statussync.Event, 0, manyEvents)
 		case len(events) < fewEvents && cap(c.events) > fewEvents:
@@ -424,7 +437,7 @@ func (c *socket) clock(now time.Time) *closeReason {
 		return &closeReason{code: wire.CloseTooSlow, text: "a ping was not answered in time"}
 	}
 	if c.pongBy.IsZero() && !now.Before(c.pingAt) {
-		c.control(websocket.PingMessage, nil)
+		c.ping()
 		c.pongBy, c.pingAt = now.Add(c.a.opts.PongWait), now.Add(c.a.opts.PingEvery)
 	}
 	next := earliest(c.pongBy, c.pingAt, expires)
@@ -454,8 +467,9 @@ func (c *socket) handle(m inbound) *closeReason {
 	if m.end != nil {
 		return m.end
 	}
-	if m.pong {
+	if m.pong != nil {
 		c.pongBy = time.Time{}
+		c.answered(m.pong)
 		return nil
 	}
 	if !c.frames.Allow() {
@@ -506,6 +520,45 @@ func (c *socket) handle(m inbound) *closeReason {
 	return nil
 }
 
+// Bounds of what is on its way to a client in mode latest: a batch should be read within paceSlow, so that what is read
+// is hardly older than that, and a batch that is read within paceFast costs more waiting than it is worth.
+const (
+	leastEvents = 2
+	paceFast    = 100 * time.Millisecond
+	paceSlow    = 400 * time.Millisecond
+)
+
+// ping appends a ping; in mode latest with the next number, so that the answer says what was read.
+func (c *socket) ping() {
+	if !c.latest {
+		c.control(websocket.PingMessage, nil)
+		return
+	}
+	c.pings++
+	c.control(websocket.PingMessage, binary.BigEndian.AppendUint64(nil, c.pings))
+}
+
+// answered takes a pong: in mode latest, it may say that what was told last is read. A pong that is no number of ours is
+// taken for that, too: better too early than never.
+func (c *socket) answered(data []byte) {
+	if c.gate == 0 || (len(data) == 8 && binary.BigEndian.Uint64(data) < c.gate) {
+		return
+	}
+	c.gate = 0
+	size, took := cap(c.events), time.Since(c.gateAt)
+	switch {
+	case took > paceSlow:
+		size = max(size/2, leastEvents)
+	case !c.gateFull:
+		size = min(size, fewEvents)
+	case took < paceFast:
+		size = min(size*2, manyEvents)
+	}
+	if size != cap(c.events) {
+		c.events = make([]statussync.Event, 0, size)
+	}
+}
+
 func (c *socket) auth(f *wire.ClientFrame) *closeReason {
 	cred := c.cred
 	if !c.open {
@@ -547,6 +600,10 @@ func (c *socket) subscribe(f *wire.ClientFrame) error {
 		c.sub.Close()
 	}
 	c.sub, c.subID = sub, f.ID
+	if c.latest = req.Mode == statussync.ModeLatest; !c.latest {
+		c.gate = 0
+	}
+	c.events = make([]statussync.Event, 0, fewEvents)
 	c.replay = c.a.opts.Hub.Ready().Head
 	c.bookmarkAt = time.Now().Add(c.a.opts.BookmarkEvery)
 	return nil

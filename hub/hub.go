@@ -30,10 +30,11 @@
 // full. Queries answer from memory, but History, and Updates and subscriptions that lie behind the ring, read the store.
 //
 // Loss: nothing that was taken by Observe is lost while the process lives. A subscription is a position, not a queue:
-// a slow one loses nothing but is fed from the store, and where that no longer reaches it is told to resync.
+// a slow one loses nothing but is fed from the store, and where that no longer reaches it is told to resync. In
+// ModeLatest it is fed the newest entry of each server from memory: it never ends with anything but the final state.
 //
 // Bounds: the inbox (Options.InboxSize), the ring (Options.RingSize), the subscriptions (Options.MaxSubscriptions), and
-// the view by the servers that registries define.
+// the view and what a subscription in ModeLatest has before it by the servers that registries define.
 package hub
 
 import (

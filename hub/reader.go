@@ -25,6 +25,7 @@ type reader struct {
 	durable bool
 	stopped bool
 	ring    ring
+	news    newest
 	slots   []*slot // by id
 	byID    map[string]*slot
 	envs    map[string]*statussync.EnvironmentView
@@ -39,7 +40,8 @@ type reader struct {
 	// mu.RLock.
 	latest atomic.Pointer[snapshot]
 
-	done chan struct{} // closed by stop
+	done    chan struct{} // closed by stop
+	reading chan struct{} // holds one: whoever extends news from the store
 
 	updates, evicted, resyncs, storeReads atomic.Uint64
 	wake                                  []*subscription // scratch of apply
@@ -102,7 +104,7 @@ func newReader(j statussync.Journal, ringSize, maxSubs int, now func() time.Time
 		ring: ring{buf: make([]statussync.Encoded, ringSize)},
 		byID: map[string]*slot{}, envs: map[string]*statussync.EnvironmentView{},
 		subs: map[*subscription]struct{}{}, index: map[string]map[*subscription]struct{}{},
-		done: make(chan struct{}),
+		done: make(chan struct{}), reading: make(chan struct{}, 1), news: newNewest(0),
 	}
 }
 
@@ -112,6 +114,7 @@ func (r *reader) seed(at statussync.Cursor) {
 	defer r.mu.Unlock()
 	r.epoch, r.head, r.stored = at.Epoch, at.Seq, at.Seq
 	r.ring.reset(at.Seq)
+	r.news = newNewest(at.Seq)
 }
 
 // run applies what the writer publishes until the channel is closed.
@@ -152,6 +155,7 @@ func (r *reader) apply(p *published) {
 	if p.epoch != r.epoch {
 		r.epoch = p.epoch
 		r.ring.reset(p.base)
+		r.news = newNewest(p.base)
 		r.head = p.base
 		clear(r.waiters)
 		r.waiters = r.waiters[:0]
@@ -167,6 +171,7 @@ func (r *reader) apply(p *published) {
 		if r.ring.push(e) {
 			evicted++
 		}
+		r.news.push(e)
 		if e.Kind == statussync.KindStatus {
 			r.updates.Add(1)
 		}
@@ -271,6 +276,7 @@ func (r *reader) applyView(p *published) {
 	for _, u := range p.envs {
 		if u.view == nil {
 			delete(r.envs, u.id)
+			r.news.drop(topic{statussync.KindEnvironmentSilent, u.id})
 			continue
 		}
 		r.envs[u.id] = u.view

@@ -33,6 +33,8 @@ type subscription struct {
 	snap  *snapshot            // being told
 	items []*serverState       // of snap: those that match and are not told yet
 	page  []statussync.Encoded // read from the store and not considered yet
+	round rounds               // mode latest
+	older *older               // mode latest, while it begins
 
 	// These are written by apply under reader.mu, and by the owner under reader.mu.RLock.
 	next    uint64 // indexed: the first entry after pos that may match; 0: none up to the head
@@ -50,16 +52,31 @@ var errClosed = statussync.NewError(statussync.CodeUnavailable, "the subscriptio
 // event's cursor is the one given where it is continued, otherwise the position from which entries or the snapshot
 // follow. A position whose entries can't be read, because they are deleted or the store fails, gets a resync with
 // reason expired.
+//
+// In ModeLatest a subscriber that is behind is told, of each server that changed, the newest status or removal as it is
+// when Next returns it, and of the other kinds that its filter asks for the newest of each kind and server, and of
+// environment_silent and environment_back the newer one of each environment; what was about a server that is removed
+// since is not told any more. A filter's states and healths match when the server had such a status at any time since
+// it was last told, so that none stays on a list that it has left. The events of one Next are in journal order; those of
+// several need not be, so an entry's event has as its cursor the position that is valid after it, which may be before
+// the entry itself: who resumes there may be told some entries again. Nothing is read from the store but at the
+// beginning, for a cursor from before the hub's start; one that is more than RingSize entries before that start gets a
+// resync with reason expired, and so does one that is further back than the removed servers that are remembered (at
+// least 1,024, and as many as there are servers).
 func (h *Hub) Subscribe(ctx context.Context, req statussync.SubscribeRequest) (statussync.Subscription, error) {
 	switch req.Mode {
 	case "", statussync.ModeEvery:
 	case statussync.ModeLatest:
-		return nil, statussync.Invalid("mode", "mode latest is not supported yet")
+		for _, c := range req.Filter.Clauses {
+			if c.Type != "" {
+				return nil, statussync.Invalid("filters.type", "can't be given with mode latest, which merges changes")
+			}
+		}
 	default:
 		return nil, statussync.Invalid("mode", "must be every or latest")
 	}
 	f := req.Filter
-	f.Leave = f.Leave || req.Snapshot
+	f.Leave = f.Leave || req.Snapshot || req.Mode == statussync.ModeLatest
 	m, err := f.Compile()
 	if err != nil {
 		return nil, err
@@ -163,8 +180,10 @@ func (s *subscription) Next(ctx context.Context, buf []statussync.Event) ([]stat
 			return buf, err
 		}
 		if !s.begun {
+			if err := s.begin(ctx); err != nil {
+				return buf, err
+			}
 			s.begun = true
-			s.begin()
 		}
 		var wait bool
 		var err error
@@ -193,8 +212,8 @@ func (s *subscription) Next(ctx context.Context, buf []statussync.Event) ([]stat
 	}
 }
 
-// begin decides how the subscription starts.
-func (s *subscription) begin() {
+// begin decides how the subscription starts. After an error, it can be called again.
+func (s *subscription) begin(ctx context.Context) error {
 	ev := statussync.Event{Type: statussync.EventSubscribed}
 	var resync statussync.ResyncReason
 	switch {
@@ -205,6 +224,13 @@ func (s *subscription) begin() {
 		ev.Cursor, ev.Durable = s.pos, s.r.isDurable()
 	default:
 		reason, ok := s.r.covers(s.pos)
+		if ok && s.want.Mode == statussync.ModeLatest {
+			var err error
+			if ok, err = s.reach(ctx); err != nil {
+				return err
+			}
+			reason = statussync.ResyncExpired
+		}
 		if !ok {
 			s.takeSnapshot()
 			resync = reason
@@ -218,6 +244,7 @@ func (s *subscription) begin() {
 		s.r.resyncs.Add(1)
 		s.queue = append(s.queue, statussync.Event{Type: statussync.EventResync, Reason: resync})
 	}
+	return nil
 }
 
 func (r *reader) isDurable() bool {
@@ -230,7 +257,7 @@ func (r *reader) isDurable() bool {
 // from then on is noted in next.
 func (s *subscription) takeSnapshot() {
 	r := s.r
-	s.page = nil
+	s.page, s.round, s.older = nil, rounds{}, nil
 	r.mu.RLock()
 	if !s.indexed {
 		s.snap = r.snapshotLocked()
@@ -307,6 +334,9 @@ func (s *subscription) fillSnapshot(buf []statussync.Event) []statussync.Event {
 func (s *subscription) fillLive(ctx context.Context, buf []statussync.Event, mayWait bool) (out []statussync.Event, more, wait bool, err error) {
 	if len(s.page) > 0 {
 		return s.fillPage(buf), true, false, nil
+	}
+	if s.want.Mode == statussync.ModeLatest {
+		return s.fillLatest(buf, mayWait)
 	}
 	r := s.r
 	r.mu.RLock()
@@ -391,26 +421,37 @@ func (s *subscription) stopWaiting() {
 	}
 }
 
-// replay reads the next page from the store. Entries beyond head, which was published, are left: they may have been
-// given up. Where the store can't give them, the subscription resyncs.
+// replay reads the next page from the store. Where the store can't give it, the subscription resyncs.
 func (s *subscription) replay(ctx context.Context, head uint64) error {
+	page, err := s.readStore(ctx, s.pos, head)
+	if err != nil {
+		return err
+	}
+	if len(page) == 0 {
+		s.resync(statussync.ResyncExpired)
+	}
+	s.page = page
+	return nil
+}
+
+// readStore reads the page of entries that follow after. Entries beyond head, which was published, are left: they may
+// have been given up. The page is empty where the store can't give it; the error is only ctx's.
+func (s *subscription) readStore(ctx context.Context, after statussync.Cursor, head uint64) ([]statussync.Encoded, error) {
 	s.r.storeReads.Add(1)
-	page, err := s.r.journal.Read(ctx, s.pos, replayPage, make([]statussync.Encoded, 0, replayPage))
+	page, err := s.r.journal.Read(ctx, after, replayPage, make([]statussync.Encoded, 0, replayPage))
 	for len(page) > 0 && page[len(page)-1].Seq > head {
 		page = page[:len(page)-1]
 	}
-	if err == nil && len(page) > 0 && page[0].Seq == s.pos.Seq+1 {
-		s.page = page
-		return nil
+	if err == nil && len(page) > 0 && page[0].Seq == after.Seq+1 {
+		return page, nil
 	}
 	if ctxErr := ctx.Err(); ctxErr != nil {
-		return ctxErr
+		return nil, ctxErr
 	}
 	if statussync.CodeOf(err) != statussync.CodeExpired {
-		s.r.log.Warn("a subscriber's position can't be read from the store: it resyncs", "cursor", s.pos, "error", err)
+		s.r.log.Warn("a subscriber's position can't be read from the store: it resyncs", "cursor", after, "error", err)
 	}
-	s.resync(statussync.ResyncExpired)
-	return nil
+	return nil, nil
 }
 
 // fillPage considers entries that were read from the store.
@@ -439,6 +480,9 @@ func (s *subscription) Bookmark() (at statussync.Cursor, ok bool) {
 	defer r.mu.RUnlock()
 	if s.pos.Epoch != r.epoch {
 		return statussync.Cursor{}, false
+	}
+	if s.want.Mode == statussync.ModeLatest {
+		return s.bookmarkLatest()
 	}
 	s.skip()
 	if s.pos.Seq < r.ring.base() {

@@ -126,7 +126,7 @@ func TestSubscribeStarts(t *testing.T) {
 func TestSubscribeRefuses(t *testing.T) {
 	r := start(t, nil, Options{MaxSubscriptions: 2})
 	for _, req := range []statussync.SubscribeRequest{
-		{Mode: statussync.ModeLatest},
+		{Mode: statussync.ModeLatest, Filter: statussync.Filter{Clauses: []statussync.Clause{{States: []statussync.State{"error"}}, {Type: statussync.FilterRecovery}}}},
 		{Mode: "sometimes"},
 		{Filter: statussync.Filter{Clauses: []statussync.Clause{{States: []statussync.State{"asleep"}}}}},
 	} {

@@ -5,10 +5,12 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -418,14 +420,39 @@ func TestForeign(t *testing.T) {
 	wantError(t, err, statussync.CodeUnavailable, "cannot be opened", fileName)
 }
 
-// withSecond is our migrations and one that comes later.
-func withSecond(t *testing.T, second string) fs.FS {
+// laterVersion is that of a migration that comes after all of ours.
+const laterVersion = 99
+
+// ourVersion is the schema version of a store that this program made.
+func ourVersion(t *testing.T) int {
 	t.Helper()
-	first, err := fs.ReadFile(embedded(), "00001_journal.sql")
+	list, err := fs.ReadDir(embedded(), ".")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return fstest.MapFS{"00001_journal.sql": {Data: first}, "00002_later.sql": {Data: []byte(second)}}
+	v, err := strconv.Atoi(list[len(list)-1].Name()[:5])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// withLater is our migrations and one that comes later.
+func withLater(t *testing.T, later string) fs.FS {
+	t.Helper()
+	out := fstest.MapFS{fmt.Sprintf("%05d_later.sql", laterVersion): {Data: []byte(later)}}
+	list, err := fs.ReadDir(embedded(), ".")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range list {
+		data, err := fs.ReadFile(embedded(), f.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[f.Name()] = &fstest.MapFile{Data: data}
+	}
+	return out
 }
 
 func TestMigration(t *testing.T) {
@@ -433,12 +460,13 @@ func TestMigration(t *testing.T) {
 	s := open(t, o)
 	mustAppend(t, s, &statussync.Batch{Entries: updates("e1", 0, 600, 20)})
 	crash(t, s) // what is only in the log must be in the copy
-	copied := s.path + ".v1.bak"
+	ours := ourVersion(t)
+	copied := copyName(s.path, int64(ours))
 
 	// One that fails leaves everything as it was.
-	o.migrations = withSecond(t, "-- +goose Up\nCREATE TABLE later (x);\nINSERT INTO nowhere VALUES (1);\n")
+	o.migrations = withLater(t, "-- +goose Up\nCREATE TABLE later (x);\nINSERT INTO nowhere VALUES (1);\n")
 	_, err := Open(t.Context(), o)
-	wantError(t, err, statussync.CodeUnavailable, s.path, "migrating from schema version 1 to 2")
+	wantError(t, err, statussync.CodeUnavailable, s.path, fmt.Sprintf("migrating from schema version %d to %d", ours, laterVersion))
 	o.migrations = nil
 	s = open(t, o)
 	wantRead(t, s, 0, 600)
@@ -449,7 +477,7 @@ func TestMigration(t *testing.T) {
 		t.Fatalf("no copy was made: %v", err)
 	}
 
-	o.migrations = withSecond(t, "-- +goose Up\nCREATE TABLE later (x);\n")
+	o.migrations = withLater(t, "-- +goose Up\nCREATE TABLE later (x);\n")
 	s = open(t, o)
 	wantRead(t, s, 0, 600)
 	var rows int
@@ -463,7 +491,7 @@ func TestMigration(t *testing.T) {
 	// An older program refuses it, and says where the copy is.
 	o.migrations = nil
 	_, err = Open(t.Context(), o)
-	wantError(t, err, statussync.CodeUnavailable, "newer version", s.path, "schema version 2", "up to 1", "statussync.db.v1.bak")
+	wantError(t, err, statussync.CodeUnavailable, "newer version", s.path, fmt.Sprintf("schema version %d", laterVersion), fmt.Sprintf("up to %d", ours), fmt.Sprintf("statussync.db.v%d.bak", ours))
 	// The copy works in its place.
 	if err := os.Rename(copied, s.path); err != nil {
 		t.Fatal(err)

@@ -34,6 +34,7 @@ type Recorder struct {
 	incoming   map[string]statussync.Status // of the snapshot under way
 	lastItem   string
 	lastPage   bool
+	told       map[uint64]struct{} // mode latest: Seq of what this subscription told
 	entries    []*statussync.Entry
 	received   int
 	resyncs    []statussync.ResyncReason
@@ -69,12 +70,14 @@ func (r *Recorder) Resume(sub statussync.Subscription, req statussync.SubscribeR
 
 func (r *Recorder) attach(sub statussync.Subscription, req statussync.SubscribeRequest) {
 	f := req.Filter
-	f.Leave = f.Leave || req.Snapshot
+	f.Leave = f.Leave || req.Snapshot || req.Mode == statussync.ModeLatest
 	m, err := f.Compile()
 	if err != nil {
 		r.problem("the filter is wrong: %v", err)
 	}
 	r.sub, r.want, r.m, r.phase, r.mustResync = sub, req, m, phaseStart, false
+	r.incoming = nil
+	r.told = map[uint64]struct{}{}
 }
 
 // Run reads until ctx ends (it then returns nil) or the subscription does (its error).
@@ -238,7 +241,8 @@ func (r *Recorder) entry(ev *statussync.Event) {
 	if r.phase != phaseLive {
 		r.problem("entry %v came while a snapshot is due", ev.Cursor)
 	}
-	if e == nil || ev.Cursor.Seq != e.Seq {
+	latest := r.want.Mode == statussync.ModeLatest
+	if e == nil || (ev.Cursor.Seq != e.Seq && !latest) {
 		r.problem("an event at %v without its entry", ev.Cursor)
 		return
 	}
@@ -248,10 +252,15 @@ func (r *Recorder) entry(ev *statussync.Event) {
 	if e.Seq <= r.cursor.Seq {
 		r.problem("entry %d again, or out of order", e.Seq)
 	}
+	if _, again := r.told[e.Seq]; again || ev.Cursor.Seq < r.cursor.Seq {
+		r.problem("entry %d again, or its cursor %v goes back", e.Seq, ev.Cursor)
+	}
 	if !bytes.Equal(ev.JSON, e.AppendJSON(nil)) {
 		r.problem("entry %d: its JSON is another's: %s", e.Seq, ev.JSON)
 	}
-	if !r.m.Match(e) {
+	if latest {
+		r.told[e.Seq] = struct{}{}
+	} else if !r.m.Match(e) {
 		r.problem("entry %d does not match the filter", e.Seq)
 	}
 	r.cursor = ev.Cursor
@@ -260,7 +269,11 @@ func (r *Recorder) entry(ev *statussync.Event) {
 	if e.Kind != statussync.KindStatus && e.Kind != statussync.KindServerRemoved {
 		return
 	}
-	if len(r.want.Filter.Clauses) == 0 { // sees every version
+	if latest {
+		if e.Version <= r.versions[e.ServerID] {
+			return // again, after a resume
+		}
+	} else if len(r.want.Filter.Clauses) == 0 { // sees every version
 		if v, ok := r.versions[e.ServerID]; ok && e.Version != v+1 {
 			r.problem("entry %d: %s goes from version %d to %d", e.Seq, e.ServerID, v, e.Version)
 		}

@@ -640,10 +640,13 @@ weather  box-7        running  healthy  ok      -       3h5m     12ms
 func TestWatchJSON(t *testing.T) {
 	frames := []string{`{"type":"subscribed","cursor":"e7:40","recovered":true,"durable":true}`, `{"type":"snapshot","items":[],"more":false}`, `{"type":"snapshot_end","cursor":"e7:41"}`,
 		frameOf(entry(42, "weather", 2, good, bad)), `{"type":"bookmark","cursor":"e7:50","sent":1}`}
-	url, _ := feed(t, frames)
-	r := watch(t, "bookmark", "--server", url, "-o", "json", "--snapshot")
+	url, hellos := feed(t, frames)
+	r := watch(t, "bookmark", "--server", url, "-o", "json", "--snapshot", "--latest")
 	if want := strings.Join(frames, "\n") + "\n"; r.out != want || r.code != 0 {
 		t.Errorf("exit %d %s\ngot  %s\nwant %s", r.code, r.err, r.out, want)
+	}
+	if h := <-hellos; !h.Snapshot || h.Mode != statussync.ModeLatest {
+		t.Errorf("subscription %+v", h)
 	}
 }
 

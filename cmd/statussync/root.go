@@ -180,7 +180,8 @@ at --server (STATUSSYNC_SERVER), with the token of --token (STATUSSYNC_TOKEN) wh
 	f.VarP(&c.output, "output", "o", "table, or json as the API has it")
 	f.BoolVar(&c.noColor, "no-color", false, "no colours (also: the NO_COLOR variable; never where the output is no terminal)")
 
-	root.AddGroup(&cobra.Group{ID: "run", Title: "Run a service:"}, &cobra.Group{ID: "ask", Title: "Ask a running service:"})
+	root.AddGroup(&cobra.Group{ID: "run", Title: "Run a service:"}, &cobra.Group{ID: "ask", Title: "Ask a running service:"},
+		&cobra.Group{ID: "define", Title: "Define what a running service watches:"})
 	add := func(group string, cmds ...*cobra.Command) {
 		for _, cmd := range cmds {
 			cmd.GroupID = group
@@ -189,6 +190,7 @@ at --server (STATUSSYNC_SERVER), with the token of --token (STATUSSYNC_TOKEN) wh
 	}
 	add("run", c.demoCmd(), c.serveCmd(), c.configCmd())
 	add("ask", c.statusCmd(), c.watchCmd(), c.historyCmd(), c.probeCmd(), c.overrideCmd(), c.environmentsCmd(), c.metricsCmd())
+	add("define", c.serverCmd(), c.environmentCmd(), c.discoveredCmd(), c.adoptCmd())
 	root.AddCommand(c.versionCmd())
 	c.prepare(root)
 	return root

@@ -32,6 +32,7 @@ auth:
   tokens:
     - {name: ops, role: operator, token: "operator-token"}
     - {name: eye, role: viewer, token: "viewer-token"}
+    - {name: ada, role: admin, token: "admin-token"}
 environments:
   - {id: box-7, name: box-7, owner: u1, agent_token: "agent-token-7"}
 servers:
@@ -152,6 +153,8 @@ func TestAgainstTheService(t *testing.T) {
 	watched, notes, stopWatch := start(t, "watch", "weather", "--snapshot", "--server", url, "--token", "viewer-token")
 	watched.wait(t, `weather +box-7`)
 	notes.wait(t, "watching "+url)
+	newest, _, stopNewest := start(t, "watch", "--latest", "--snapshot", "--health", "unhealthy,unknown", "--server", url, "--token", "viewer-token")
+	newest.wait(t, `weather +box-7`)
 
 	expect(as("operator-token", "probe weather"), 0, `weather answered in`, `weather is running and healthy`)
 	expect(as("viewer-token", "status --fail-on degraded"), 0, `(?m)^weather +box-7 +running +healthy +ok `, `2 servers: 1 available, 1 unknown`)
@@ -174,6 +177,11 @@ func TestAgainstTheService(t *testing.T) {
 	ok.Store(true)
 	expect(until(t, 0, func() result { return as("operator-token", "probe --all") }), 0, `weather +success`)
 	watched.wait(t, `error/unhealthy → running/healthy`)
+	newest.wait(t, `→ error/unhealthy`)
+	newest.wait(t, `error/unhealthy → running/healthy`)
+	if code := stopNewest(); code != 0 {
+		t.Errorf("watch --latest ended with %d", code)
+	}
 
 	expect(as("viewer-token", "history weather --limit 2"), 0, `(?m)^.* running +healthy +ok `, `There is more`)
 	expect(as("viewer-token", "environments"), 0, `box-7 +never_seen`, `1 environment\n`)

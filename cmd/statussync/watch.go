@@ -21,6 +21,7 @@ func (c *cli) watchCmd() *cobra.Command {
 		kinds    words
 		since    cursor
 		snapshot bool
+		latest   bool
 	)
 	cmd := &cobra.Command{
 		Use:   "watch [ID...]",
@@ -31,10 +32,14 @@ updates by which a server leaves the selection are shown too.
 
 A lost connection is repaired: watch comes back and goes on where it was, without a gap or a repeat, and says so
 on the standard error. With -o json each frame of the service is one line; the cursor of the last one, given to
---since, continues there.`,
+--since, continues there.
+
+With --latest, where updates come faster than they can be shown, older ones of a server give way to its newest:
+what is shown is always recent and ends with the truth, but not every step on the way is seen.`,
 		Example: `  statussync watch
   statussync watch --health unhealthy --snapshot
   statussync watch weather --since e7:41
+  statussync watch --latest --snapshot
   statussync watch --kind status,environment_silent,environment_back
   statussync watch -o json | jq -c 'select(.data) | [.data.server_id, .data.current_status.health]'`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -48,6 +53,9 @@ on the standard error. With -o json each frame of the service is one line; the c
 				Cursor:   since.Cursor,
 				Snapshot: snapshot, MustConnect: true,
 			}
+			if latest {
+				o.Mode = statussync.ModeLatest
+			}
 			return c.watch(cmd.Context(), cl, o)
 		},
 	}
@@ -56,6 +64,7 @@ on the standard error. With -o json each frame of the service is one line; the c
 	cmd.Flags().Var(&kinds, "kind", "these kinds of entry instead of status and server_removed: "+joinWords(kinds.allowed))
 	cmd.Flags().Var(&since, "since", "continue after this position, for example e7:41")
 	cmd.Flags().BoolVar(&snapshot, "snapshot", false, "show the current statuses first")
+	cmd.Flags().BoolVar(&latest, "latest", false, "only the newest of each server, where there is too much for this reader")
 	return cmd
 }
 
