@@ -184,9 +184,18 @@ type Subscription interface {
 // ServerView is a server with what is concluded about it. It is a value of its own, but Server, and what it points to,
 // is shared.
 type ServerView struct {
-	Server *Server
-	Status Status
-	Now    time.Time // engine time at which it was read: ages and uptime are counted to it
+	Server  *Server
+	Status  Status
+	Probing Probing   // in effect; the zero value where that is not known
+	Now     time.Time // engine time at which it was read: ages and uptime are counted to it
+}
+
+// Probing is how a server is probed in effect: its definition, completed by the policy and by what is known of its
+// address.
+type Probing struct {
+	Kind     ProbeKind     // ProbeNone: it is not probed; the other fields are then zero
+	URL      string        // whole; its query may hold a secret
+	Interval time.Duration // of a running server; other states have cadences of their own
 }
 
 // AgentState is how an environment's agent is doing.

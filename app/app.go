@@ -130,7 +130,7 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener, log 
 	s = &service{log: log.With("component", "app"), config: c, listener: ln}
 	s.store, err = sqlite.Open(ctx, sqlite.Options{
 		Dir: c.Data, Sync: c.Journal.Sync, Retention: time.Duration(c.Journal.Retention), MaxBytes: int64(c.Journal.MaxBytes),
-		Logger: log.With("component", "sqlite"),
+		Logger: log,
 	})
 	if err != nil {
 		return nil, err
@@ -153,18 +153,18 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener, log 
 	s.prober = httpprobe.New(httpprobe.Options{Guard: g, UserAgent: userAgent})
 	s.probes, err = probe.New(probe.Options{
 		Probers:     map[statussync.ProbeKind]statussync.Prober{statussync.ProbeHTTP: s.prober.Probe},
-		Concurrency: c.Probe.Concurrency, PerEnvironment: c.Probe.PerEnvironment, Logger: log.With("component", "probe"),
+		Concurrency: c.Probe.Concurrency, PerEnvironment: c.Probe.PerEnvironment, Logger: log,
 	})
 	if err != nil {
 		return nil, err
 	}
 	s.asker = dtma.NewAsker(dtma.AskerOptions{
-		Guard: g, UserAgent: userAgent, Logger: log.With("component", "dtma"),
+		Guard: g, UserAgent: userAgent, Logger: log,
 		Concurrency: max(32, len(c.Environments)), // agents that hang, however many, must not delay another's question
 	})
 	s.hub, err = hub.New(hub.Options{
 		Journal: s.store, Policy: c.Policy(), Requester: requesters{s.probes, s.asker}, Checker: s.probes,
-		Logger: log.With("component", "hub"),
+		Logger: log,
 	})
 	if err != nil {
 		return nil, err
@@ -362,9 +362,9 @@ func (s *service) shutdown(core *part, others []*part) error {
 	errs = append(errs, within("store", stopStore, s.store.Close))
 	err := errors.Join(errs...)
 	if err != nil {
-		s.log.Error("stopped", "took", time.Since(began).Round(time.Millisecond), "error", err)
+		s.log.Error("stopped", "took_ms", time.Since(began).Milliseconds(), "error", err)
 	} else {
-		s.log.Info("stopped", "took", time.Since(began).Round(time.Millisecond))
+		s.log.Info("stopped", "took_ms", time.Since(began).Milliseconds())
 	}
 	return err
 }

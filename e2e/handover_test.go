@@ -103,6 +103,7 @@ func TestHandOver(t *testing.T) {
 	}
 	loading.Store(false)
 	load.Wait()
+	s.settled(ids[0])
 
 	final, _ := s.servers("")
 	journal := s.updates(begin, "")

@@ -630,6 +630,15 @@ func (s *service) readyz() (int, readyJSON) {
 	return code, r
 }
 
+// settled waits until everything that was accepted before has been concluded from: a command, here one that ends an
+// override that is not there, is answered only after what came before it.
+func (s *service) settled(id string) {
+	s.t.Helper()
+	if code, b := s.request("DELETE", "/api/v1/servers/"+id+"/override", nil); code >= 500 {
+		s.t.Fatalf("DELETE override: %d %s", code, clip(b))
+	}
+}
+
 // metric is the value of the first sample of /metrics whose line begins with name; found is false where there is none.
 func (s *service) metric(name string) (v float64, found bool) {
 	s.t.Helper()

@@ -213,16 +213,15 @@ func storeFails(t *testing.T, s *service, ids []string, fails, heals func()) {
 // what the journal holds, and that in each of its stretches the versions rise by one.
 func settle(t testing.TB, s *service, followers []*follower) {
 	t.Helper()
-	var want map[string]serverJSON
-	last := ""
-	waitFor(t, 10*time.Second, "quiet", func() (bool, string) {
-		m, cursor := s.servers("")
-		quiet := cursor == last
-		want, last = m, cursor
-		return quiet, cursor
-	})
+	var any string
+	m, _ := s.servers("")
+	for id := range m {
+		any = id
+	}
+	s.settled(any)
 	for _, f := range followers {
 		waitFor(t, 15*time.Second, f.name+" has the true state", func() (bool, string) {
+			want, _ := s.servers("")
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			for id, v := range want {
@@ -253,7 +252,12 @@ func settle(t testing.TB, s *service, followers []*follower) {
 		}
 		if len(told) > 0 {
 			before := fmt.Sprintf("%s:%d", told[0].Epoch, told[0].Seq-1)
-			if err := sameEntries(told, s.updates(before, "")); err != nil {
+			journal := s.updates(before, "")
+			f.waitLast(t, 10*time.Second, journal[len(journal)-1])
+			f.mu.Lock()
+			told = slices.Clone(f.told)
+			f.mu.Unlock()
+			if err := sameEntries(told, journal); err != nil {
 				t.Errorf("%s, since its last resync: %v", f.name, err)
 			}
 		}

@@ -205,6 +205,18 @@ func (e *Engine) Status(id string) (statussync.Status, bool) {
 	return st, true
 }
 
+// Probing returns how a server is probed in effect; the zero value for an unknown one.
+func (e *Engine) Probing(id string) statussync.Probing {
+	s, ok := e.servers[id]
+	switch {
+	case !ok:
+		return statussync.Probing{}
+	case !s.probed():
+		return statussync.Probing{Kind: statussync.ProbeNone}
+	}
+	return statussync.Probing{Kind: s.spec.Kind, URL: s.target, Interval: s.spec.Interval}
+}
+
 // ServerIDs yields the ids of all servers, in no order; the engine must not change meanwhile.
 func (e *Engine) ServerIDs() iter.Seq[string] { return maps.Keys(e.servers) }
 

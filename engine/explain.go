@@ -24,6 +24,9 @@ func (e *Engine) Explain(id string, now time.Time) (statussync.Explanation, bool
 	state, by, reason := e.base(s, &v)
 	tr := &trace{}
 	raw := e.health(s, &v, state, by, reason, now, nil, tr)
+	if s.stopWait != nil {
+		tr.rules[0].Why += "; a newer report of a clean stop is held until it is confirmed"
+	}
 	winner := tr.won
 	f := s.Flap
 	if f.On {
@@ -72,6 +75,13 @@ func (e *Engine) explainEvidence(s *server, v *sight, now time.Time, x *statussy
 			t += "; overruled by a newer answer"
 		}
 		add("container", t, c.AssertedAt, v.containerFresh)
+	}
+	if w := s.stopWait; w != nil {
+		t := "held: " + w.report.Word
+		if w.report.Text != "" {
+			t += " (" + w.report.Text + ")"
+		}
+		add("container", t+"; a clean stop waits for a sign of life until "+w.until.UTC().Format(statussync.TimeFormat), w.since, true)
 	}
 	switch {
 	case s.env == nil:

@@ -51,7 +51,7 @@ func (h *Hub) Server(id string) (statussync.ServerView, error) {
 			}
 		}
 	}
-	return statussync.ServerView{Server: cur.server, Status: cur.status, Now: now}, nil
+	return statussync.ServerView{Server: cur.server, Status: cur.status, Probing: cur.probing, Now: now}, nil
 }
 
 // view is Server without counting.
@@ -63,7 +63,7 @@ func (h *Hub) view(id string) (statussync.ServerView, error) {
 	if s == nil {
 		return statussync.ServerView{}, statussync.NotFound("server", id)
 	}
-	return statussync.ServerView{Server: s.cur.server, Status: s.cur.status, Now: h.Now()}, nil
+	return statussync.ServerView{Server: s.cur.server, Status: s.cur.status, Probing: s.cur.probing, Now: h.Now()}, nil
 }
 
 // Servers returns the servers that match, by id, at most q.Limit of them (at least 1). more says that there are others
@@ -84,7 +84,7 @@ func (h *Hub) Servers(q statussync.ServerQuery) (items []statussync.ServerView, 
 		if len(items) == limit {
 			return items, true, v.at
 		}
-		items = append(items, statussync.ServerView{Server: it.server, Status: it.status, Now: now})
+		items = append(items, statussync.ServerView{Server: it.server, Status: it.status, Probing: it.probing, Now: now})
 	}
 	return items, false, v.at
 }

@@ -58,8 +58,9 @@ type slot struct {
 
 // serverState is one server at one time. It is never changed.
 type serverState struct {
-	server *statussync.Server
-	status statussync.Status
+	server  *statussync.Server
+	status  statussync.Status
+	probing statussync.Probing
 }
 
 // snapshot is the whole view at one position, by id. It is never changed.

@@ -313,7 +313,7 @@ func (s *subscription) fillSnapshot(buf []statussync.Event) []statussync.Event {
 		n := min(len(s.items), snapshotPage)
 		ev := statussync.Event{Type: statussync.EventSnapshot, Items: make([]statussync.ServerView, n), More: n < len(s.items)}
 		for i, it := range s.items[:n] {
-			ev.Items[i] = statussync.ServerView{Server: it.server, Status: it.status, Now: s.r.now()}
+			ev.Items[i] = statussync.ServerView{Server: it.server, Status: it.status, Probing: it.probing, Now: s.r.now()}
 		}
 		buf = append(buf, ev)
 		s.items = s.items[n:]

@@ -122,14 +122,14 @@ func (h *Hub) restore(ctx context.Context) (*writer, error) {
 	n := 0
 	for r, err := range j.Records(ctx) {
 		if err != nil {
-			return nil, fmt.Errorf("hub: reading the stored evidence: %w", err)
+			return nil, fmt.Errorf("reading the stored evidence: %w", err)
 		}
 		if r.Kind == statussync.RecordHub {
 			noted = noted || r.ID == noteID
 			continue
 		}
 		if err := h.eng.Restore(r); err != nil {
-			return nil, fmt.Errorf("hub: restoring the %s %q: %w", r.Kind, r.ID, err)
+			return nil, fmt.Errorf("restoring the %s %q: %w", r.Kind, r.ID, err)
 		}
 		n++
 	}
@@ -452,7 +452,7 @@ func (w *writer) seal() *batch {
 		u := serverUpdate{id: id}
 		if s, ok := w.eng.Server(id); ok {
 			st, _ := w.eng.Status(id)
-			u.state = &serverState{server: s, status: st}
+			u.state = &serverState{server: s, status: st, probing: w.eng.Probing(id)}
 		}
 		b.servers = append(b.servers, u)
 	}
@@ -525,8 +525,8 @@ func (w *writer) finished() (over bool, err error) {
 		return false, nil
 	}
 	if w.durable {
-		return true, fmt.Errorf("hub: stopped, but the store did not take the last evidence within %v", stopWithin)
+		return true, fmt.Errorf("stopped, but the store did not take the last evidence within %v", stopWithin)
 	}
-	return true, fmt.Errorf("hub: stopped, but the store did not take everything (%d entries were told under the volatile epoch %s): %w",
+	return true, fmt.Errorf("stopped, but the store did not take everything (%d entries were told under the volatile epoch %s): %w",
 		len(w.backlog), w.epoch, w.cause)
 }

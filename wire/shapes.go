@@ -26,11 +26,12 @@ type Server struct {
 	Status        Status               `json:"status"`
 }
 
-// Probe is how a server is probed, as its definition says; what is absent is as the service's policy says.
+// Probe is how a server is probed in effect: its definition, completed by the service's defaults. Kind none, without a
+// URL, is a server that is not probed.
 type Probe struct {
 	Kind            statussync.ProbeKind `json:"kind,omitempty" enum:"http,mcp,none"`
 	URL             string               `json:"url,omitempty" doc:"Without userinfo and query."`
-	Path            string               `json:"path,omitempty"`
+	Path            string               `json:"path,omitempty" doc:"Only where the URL is not known yet."`
 	IntervalSeconds float64              `json:"interval_seconds,omitzero"`
 }
 
@@ -76,6 +77,12 @@ func FromServer(v *statussync.ServerView) Server {
 		Status: FromStatus(&v.Status, v.Now),
 	}
 	p := Probe{Kind: s.Probe.Kind, URL: PublicURL(s.Probe.URL), Path: PublicURL(s.Probe.Path), IntervalSeconds: Seconds(s.Probe.Interval)}
+	if e := v.Probing; e.Kind != "" { // what is in effect says more than what was written
+		p.Kind = e.Kind
+		if e.URL != "" {
+			p.URL, p.Path, p.IntervalSeconds = PublicURL(e.URL), "", Seconds(e.Interval)
+		}
+	}
 	if p != (Probe{}) {
 		out.Probe = &p
 	}

@@ -541,3 +541,18 @@ func FuzzDecodeServerFrame(f *testing.F) {
 		}
 	})
 }
+
+// What is in effect is shown, whatever the definition left out; a query of the address stays hidden.
+func TestFromServerShowsTheProbeInEffect(t *testing.T) {
+	v := &statussync.ServerView{
+		Server:  &statussync.Server{ID: "a", Probe: statussync.ProbeSpec{Path: "/h"}},
+		Probing: statussync.Probing{Kind: statussync.ProbeHTTP, URL: "http://10.0.0.1:80/h?key=hush", Interval: 30 * time.Second},
+	}
+	if got, want := FromServer(v).Probe, (&Probe{Kind: "http", URL: "http://10.0.0.1:80/h", IntervalSeconds: 30}); *got != *want {
+		t.Errorf("%+v", *got)
+	}
+	v.Probing = statussync.Probing{Kind: statussync.ProbeNone}
+	if got := FromServer(v).Probe; got.Kind != "none" || got.URL != "" {
+		t.Errorf("%+v", *got)
+	}
+}
