@@ -56,6 +56,7 @@ const (
 	stopSources = 500 * time.Millisecond
 	stopHub     = 1 * time.Second
 	stopStore   = 500 * time.Millisecond
+	stopAll     = 2800 * time.Millisecond
 )
 
 // NewLogger returns a logger that writes to w. Format auto is text for people on a terminal and JSON otherwise.
@@ -359,7 +360,8 @@ func (s *service) shutdown(core *part, others []*part) error {
 	s.api.Shutdown(sctx)
 	s.prober.Close()
 	errs = append(errs, core.join(stopHub))
-	errs = append(errs, within("store", stopStore, s.store.Close))
+	// A busy disk may take its time to close the store; it gets what the others have left.
+	errs = append(errs, within("store", max(stopStore, stopAll-time.Since(began)), s.store.Close))
 	err := errors.Join(errs...)
 	if err != nil {
 		s.log.Error("stopped", "took_ms", time.Since(began).Milliseconds(), "error", err)

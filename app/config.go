@@ -1,8 +1,10 @@
 package app
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"net/url"
@@ -10,6 +12,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -199,16 +202,24 @@ func unwrapPath(err error) error {
 
 // ParseConfig is LoadConfig for bytes; name stands in its errors. Paths of token files are relative to name's folder.
 func ParseConfig(name string, data []byte) (*Config, error) {
-	d := &decoder{file: name, nodes: map[string]*yaml.Node{}}
+	d := newDecoder(name)
 	c := DefaultConfig()
-	var root yaml.Node
-	if err := yaml.Unmarshal(data, &root); err != nil {
+	var root, second yaml.Node
+	documents := yaml.NewDecoder(bytes.NewReader(data))
+	if err := documents.Decode(&root); err != nil && err != io.EOF {
+		return nil, yamlError(name, err)
+	}
+	switch err := documents.Decode(&second); {
+	case err == nil:
+		d.unknown[""] = true
+		d.tell(&second, "", "a second YAML document begins here; the configuration is one document")
+	case err != io.EOF:
 		return nil, yamlError(name, err)
 	}
 	if len(root.Content) > 0 {
 		d.decode(root.Content[0], "", reflect.ValueOf(c).Elem())
 	}
-	if len(d.errs) == 0 {
+	if !d.broken("") { // else nothing can be said of any value
 		c.check(d, filepath.Dir(name))
 	}
 	if err := d.err(); err != nil {
@@ -233,6 +244,9 @@ const minTokenLen = 8
 
 func (c *Config) check(d *decoder, dir string) {
 	oneOf := func(path, v string, allowed ...string) {
+		if v == "" && !d.absent(path) {
+			return
+		}
 		if !slices.Contains(allowed, v) {
 			d.failAt(path, "must be one of %s, not %q", strings.Join(allowed, ", "), v)
 		}
@@ -242,10 +256,13 @@ func (c *Config) check(d *decoder, dir string) {
 			d.failAt(path, "must be greater than zero")
 		}
 	}
-	host, _, err := net.SplitHostPort(c.Listen)
+	host, port, err := net.SplitHostPort(c.Listen)
 	if err != nil {
 		d.failAt("listen", "%q is not host:port, such as 127.0.0.1:8080", c.Listen)
-	} else if !isLoopback(host) && (c.Auth == nil || len(c.Auth.Tokens) == 0) {
+	} else if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		d.failAt("listen", "%q is not a port: it must be a number between 0 and 65535", port)
+	}
+	if err == nil && !isLoopback(host) && (c.Auth == nil && d.absent("auth") || c.Auth != nil && len(c.Auth.Tokens) == 0 && d.absent("auth.tokens")) {
 		d.failAt("listen", "%q is reachable from other machines, so somebody must be named who may use it: add auth: {tokens: [{name: ops, role: admin, token: \"${OPS_TOKEN}\"}]}, or listen on 127.0.0.1", c.Listen)
 	}
 	if c.Data == "" {
@@ -261,11 +278,15 @@ func (c *Config) check(d *decoder, dir string) {
 		d.failAt("journal.max_bytes", "must be at least 16MiB")
 	}
 	secrets := map[Secret]string{}
-	secret := func(path string, v *Secret, file string) {
+	// secret reads and judges a secret; false: whether there is one cannot be said, and why was told.
+	secret := func(path string, v *Secret, file string) bool {
+		if d.broken(path + "_file") {
+			return false
+		}
 		if file != "" {
 			if *v != "" {
 				d.failAt(path+"_file", "is given beside %s; one of them is enough", path)
-				return
+				return false
 			}
 			p := file
 			if !filepath.IsAbs(p) {
@@ -274,12 +295,15 @@ func (c *Config) check(d *decoder, dir string) {
 			b, err := os.ReadFile(p)
 			if err != nil {
 				d.failAt(path+"_file", "%s cannot be read: %v", file, unwrapPath(err))
-				return
+				return false
 			}
-			*v = Secret(strings.TrimSpace(string(b)))
+			if *v = Secret(strings.TrimSpace(string(b))); *v == "" {
+				d.failAt(path+"_file", "%s is empty", file)
+				return false
+			}
 		}
 		if *v == "" {
-			return
+			return d.absent(path)
 		}
 		if len(*v) < minTokenLen {
 			d.failAt(path, "is shorter than %d characters", minTokenLen)
@@ -288,6 +312,7 @@ func (c *Config) check(d *decoder, dir string) {
 			d.failAt(path, "is the same token as %s", other)
 		}
 		secrets[*v] = path
+		return true
 	}
 	if c.Auth != nil {
 		names := map[string]bool{}
@@ -298,13 +323,12 @@ func (c *Config) check(d *decoder, dir string) {
 			t := &c.Auth.Tokens[i]
 			p := fmt.Sprintf("auth.tokens[%d]", i)
 			checkID(d, p+".name", t.Name)
-			if names[t.Name] {
+			if t.Name != "" && names[t.Name] {
 				d.failAt(p+".name", "%q is given twice", t.Name)
 			}
 			names[t.Name] = true
 			oneOf(p+".role", t.Role, roles...)
-			secret(p+".token", &t.Token, t.TokenFile)
-			if t.Token == "" {
+			if secret(p+".token", &t.Token, t.TokenFile) && t.Token == "" {
 				d.failAt(p+".token", "is missing; give token or token_file")
 			}
 		}
@@ -326,9 +350,11 @@ func (c *Config) check(d *decoder, dir string) {
 		}
 	}
 	c.checkProbeDefaults(d, oneOf, positive)
-	if (c.Heartbeat.LateAfter == 0) != (c.Heartbeat.LostAfter == 0) {
-		d.failAt("heartbeat", "late_after and lost_after go together")
-	} else if c.Heartbeat.LateAfter > c.Heartbeat.LostAfter {
+	if late, lost := c.Heartbeat.LateAfter, c.Heartbeat.LostAfter; (late == 0) != (lost == 0) {
+		if late == 0 && d.absent("heartbeat.late_after") || lost == 0 && d.absent("heartbeat.lost_after") {
+			d.failAt("heartbeat", "late_after and lost_after go together")
+		}
+	} else if late > lost {
 		d.failAt("heartbeat.lost_after", "must not be shorter than late_after")
 	}
 	positive("transitions.stuck_after", c.Transitions.StuckAfter)
@@ -339,11 +365,15 @@ func (c *Config) check(d *decoder, dir string) {
 	positive("flapping.quiet", c.Flapping.Quiet)
 
 	envs := map[string]*EnvironmentConfig{}
+	// Where an id is not known, no reference can be said to lead nowhere.
+	allEnvs := !d.broken("environments") && (len(c.Environments) > 0 || d.absent("environments"))
 	for i := range c.Environments {
 		e := &c.Environments[i]
 		p := fmt.Sprintf("environments[%d]", i)
 		checkID(d, p+".id", e.ID)
-		if envs[e.ID] != nil {
+		if e.ID == "" {
+			allEnvs = false
+		} else if envs[e.ID] != nil {
 			d.failAt(p+".id", "%q is given twice", e.ID)
 		}
 		envs[e.ID] = e
@@ -362,21 +392,24 @@ func (c *Config) check(d *decoder, dir string) {
 		s := &c.Servers[i]
 		p := fmt.Sprintf("servers[%d]", i)
 		checkID(d, p+".id", s.ID)
-		if servers[s.ID] {
+		twice := s.ID != "" && servers[s.ID]
+		if twice {
 			d.failAt(p+".id", "%q is given twice", s.ID)
 		}
 		servers[s.ID] = true
 		checkText(d, p+".name", s.Name)
 		env := envs[s.Environment]
 		if s.Environment != "" {
-			if env == nil {
+			if env == nil && allEnvs {
 				d.failAt(p+".environment", "no environment has the id %q", s.Environment)
 			}
-			key := [2]string{s.Environment, firstOf(s.Container, s.Name, s.ID)}
-			if other := containers[key]; other != "" {
-				d.failAt(p+".container", "%q is the container of %s already", key[1], other)
+			if name, ok := containerOf(d, p, s); ok && !(twice && name == s.ID) {
+				key := [2]string{s.Environment, name}
+				if other := containers[key]; other != "" {
+					d.failAt(p+".container", "%q is the container of %s already", name, other)
+				}
+				containers[key] = p
 			}
-			containers[key] = p
 		}
 		if s.Transport != "" && !statussync.Transport(s.Transport).Valid() {
 			d.failAt(p+".transport", "must be one of streamable-http, sse, http, stdio, not %q", s.Transport)
@@ -456,7 +489,10 @@ func (c *Config) checkProbe(d *decoder, p string, s *ServerConfig, env *Environm
 	} else {
 		checkURL(d, where, target)
 	}
-	if env != nil && env.AgentURL != "" && target != "" && pr.Kind != "none" && registry.SameHostPort(target, env.AgentURL) {
+	if env == nil || pr.Kind == "none" || d.broken(p+".kind") || d.broken(p+".url") {
+		target = "" // what is probed, if anything, is not this
+	}
+	if target != "" && (&statussync.Environment{Address: env.Address, AgentURL: env.AgentURL}).AgentAnswersAt(target) {
 		d.failAt(where, "is the address of the agent of %q, not of the server: a probe there would only prove that the agent lives", env.ID)
 	}
 	for k, v := range pr.Headers {
@@ -466,7 +502,24 @@ func (c *Config) checkProbe(d *decoder, p string, s *ServerConfig, env *Environm
 	}
 }
 
-func checkID(d *decoder, path, id string) { failIf(d, path, registry.IDFault(id)) }
+// containerOf is the name of a server's container; false: it, or what would take its place, is not known.
+func containerOf(d *decoder, path string, s *ServerConfig) (name string, ok bool) {
+	for _, f := range []struct{ key, value string }{{"container", s.Container}, {"name", s.Name}, {"id", s.ID}} {
+		if f.value != "" {
+			return f.value, true
+		}
+		if !d.absent(path + "." + f.key) {
+			break
+		}
+	}
+	return "", false
+}
+
+func checkID(d *decoder, path, id string) {
+	if id != "" || d.absent(path) {
+		failIf(d, path, registry.IDFault(id))
+	}
+}
 
 func checkText(d *decoder, path, s string) { failIf(d, path, registry.TextFault(s)) }
 

@@ -71,6 +71,9 @@ func TestBadConfig(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "short"), []byte("abc\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(filepath.Join(dir, "empty"), []byte("\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	cases := []struct{ name, yaml, want string }{
 		{"not yaml", "listen: [", "c.yaml:"},
 		{"tab", "listen:\n\t- x\n", "c.yaml:2"},
@@ -114,6 +117,15 @@ func TestBadConfig(t *testing.T) {
 		{"bad network", "allow_networks: [10.0.0.0/99]\n", "allow_networks[0]"},
 		{"bad origin", "allowed_origins: ['example.com']\n", "allowed_origins[0]"},
 		{"hidden text", "servers:\n  - {id: a, name: \"x\\u202ey\"}\n", "servers[0].name: holds characters"},
+		{"the agent by another name", "environments:\n  - {id: e, agent_url: 'http://localhost:30000'}\nservers:\n  - {id: a, environment: e, probe: {url: 'http://[::1]:30000/health'}}\n", "c.yaml:4: servers[0].probe.url: is the address of the agent"},
+		{"the agent's port on the host's address", "environments:\n  - {id: e, address: 10.0.0.1, agent_url: 'http://box.example:30000'}\nservers:\n  - {id: a, environment: e, endpoint: 'http://10.0.0.1:30000/mcp'}\n", "c.yaml:4: servers[0].endpoint: is the address of the agent"},
+		{"listen on a large port", "data: x\nlisten: 127.0.0.1:99999\n", `c.yaml:2: listen: "99999" is not a port`},
+		{"listen on a negative port", "listen: 127.0.0.1:-1\n", `c.yaml:1: listen: "-1" is not a port`},
+		{"listen on a word", "listen: 127.0.0.1:http\n", `c.yaml:1: listen: "http" is not a port`},
+		{"listen on nothing", "listen: '127.0.0.1:'\n", `c.yaml:1: listen: "" is not a port`},
+		{"two documents", "data: x\n---\ndata: y\n", "c.yaml:2: a second YAML document"},
+		{"a second document that is not YAML", "data: x\n---\ndata: [\n", "c.yaml:4: is not YAML"},
+		{"empty token file", "auth: {tokens: [{name: a, role: admin, token_file: empty}]}\n", "auth.tokens[0].token_file: empty is empty"},
 		{"alias bomb", "x: &a [1,2]\n", "x: is no key"},
 	}
 	for _, c := range cases {
@@ -140,6 +152,66 @@ func TestConfigErrorsAreAllTold(t *testing.T) {
 	}
 	if !(strings.Index(err.Error(), "c.yaml:1") < strings.Index(err.Error(), "c.yaml:2")) {
 		t.Errorf("errors are not in the file's order: %v", err)
+	}
+}
+
+// TestEachFaultIsToldOnce: errors of form and of meaning are told together, and none of them follows from another.
+func TestEachFaultIsToldOnce(t *testing.T) {
+	t.Setenv("SET", "a-long-enough-token")
+	for _, c := range []struct {
+		name, yaml string
+		want       []string // how the errors begin, after the name of the file
+	}{
+		{"form and meaning", "listen: 127.0.0.1:99999\nprobe: {interval: fast}\nlog: {level: loud}\nservers:\n  - {id: a}\n  - {id: a}\n  - {id: b, environment: nowhere}\ncolour: red\nenvironments: [{id: e}]\n",
+			[]string{"1: listen: ", "2: probe.interval: \"fast\"", "3: log.level: ", "6: servers[1].id: ", "7: servers[2].environment: no environment", "8: colour: "}},
+		{"what is not read is neither missing nor zero", "listen: ${UNSET_A}\ndata: ${UNSET_A}\nlog: {level: '${UNSET_A}', format: [a]}\nprobe: {interval: '${UNSET_A}', timeout: x, rise: '${UNSET_A}'}\njournal: {max_bytes: lots, retention: ''}\n",
+			[]string{"1: listen: the env", "2: data: the env", "3: log.level: the env", "3: log.format: must be", "4: probe.interval: the env", "4: probe.timeout: ", "4: probe.rise: the env", "5: journal.max_bytes: ", "5: journal.retention: "}},
+		{"a server that is none", "servers:\n  - 7\n  - {id: '${UNSET_A}'}\n  - {id: '${UNSET_A}'}\n", []string{"2: servers[0]: must be a mapping", "3: servers[1].id: the env", "4: servers[2].id: the env"}},
+		{"misspelt ids", "environments:\n  - {idd: e}\nservers:\n  - {idd: a, environment: e}\n", []string{"2: environments[0].idd: ", "4: servers[0].idd: "}},
+		{"an environment without its id", "environments:\n  - {id: [e]}\nservers:\n  - {id: a, environment: e}\n", []string{"2: environments[0].id: must be"}},
+		{"no environments at all", "environments: e\nservers:\n  - {id: a, environment: e}\n", []string{"1: environments: must be a list"}},
+		{"misspelt environments", "enviroments: [{id: e}]\nservers:\n  - {id: a, environment: e}\n", []string{"1: enviroments: "}},
+		{"missing ids", "environments: [{id: e}]\nservers:\n  - {environment: e}\n  - {environment: e}\n", []string{"3: servers[0].id: is missing", "4: servers[1].id: is missing"}},
+		{"a duplicate's container", "environments: [{id: e}]\nservers:\n  - {id: a, environment: e}\n  - {id: a, environment: e}\n", []string{"4: servers[1].id: "}},
+		{"an unknown container", "environments: [{id: e}]\nservers:\n  - {id: a, name: x, environment: e}\n  - {id: b, name: x, environment: e, container: '${UNSET_A}'}\n", []string{"4: servers[1].container: the env"}},
+		{"auth that is none", "listen: 0.0.0.0:80\nauth: 7\n", []string{"2: auth: must be a mapping"}},
+		{"tokens that are none", "listen: 0.0.0.0:80\nauth: {tokens: 7}\n", []string{"2: auth.tokens: must be a list"}},
+		{"port and audience", "listen: 0.0.0.0:99999\n", []string{"1: listen: \"99999\"", "1: listen: \"0.0.0.0:99999\" is reachable"}},
+		{"token not set", "auth: {tokens: [{name: a, role: admin, token: '${UNSET_A}'}]}\n", []string{"1: auth.tokens[0].token: the env"}},
+		{"token file not set", "auth: {tokens: [{name: a, role: admin, token_file: '${UNSET_A}'}]}\n", []string{"1: auth.tokens[0].token_file: the env"}},
+		{"token file not there", "auth: {tokens: [{name: a, role: admin, token_file: nothere}]}\n", []string{"1: auth.tokens[0].token_file: nothere cannot be read"}},
+		{"misspelt role and token", "auth: {tokens: [{name: a, rule: admin, tokn: x}]}\n", []string{"1: auth.tokens[0].rule: ", "1: auth.tokens[0].tokn: "}},
+		{"a token and a role", "auth: {tokens: [{name: a, role: king, token: '${SET}'}, {name: a, role: admin}]}\n", []string{"1: auth.tokens[0].role: ", "1: auth.tokens[1].name: ", "1: auth.tokens[1].token: is missing"}},
+		{"heartbeat not read", "heartbeat: {late_after: soon, lost_after: 5s}\n", []string{"1: heartbeat.late_after: "}},
+		{"heartbeat misspelt", "heartbeat: {late: 3s, lost_after: 5s}\n", []string{"1: heartbeat.late: "}},
+		{"key given twice", "probe: {rise: 0, rise: 1}\n", []string{"1: probe.rise: is given twice", "1: probe.rise: must be between"}},
+		{"a second document", "data: ''\nservers: [{id: a, environment: e}]\n---\nenvironments: [{id: e}]\n", []string{"1: data: must name", "3: a second YAML document"}},
+		{"a list", "- a\n", []string{"1: must be a mapping"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := ParseConfig(filepath.Join(t.TempDir(), "c.yaml"), []byte(c.yaml))
+			if err == nil {
+				t.Fatal("accepted")
+			}
+			got := strings.Split(err.Error(), "\n")
+			same := len(got) == len(c.want)
+			for i := 0; same && i < len(got); i++ {
+				_, after, _ := strings.Cut(got[i], "c.yaml:")
+				same = strings.HasPrefix(after, c.want[i])
+			}
+			if !same {
+				t.Errorf("got\n%v\nwant\n%s", err, strings.Join(c.want, "\n"))
+			}
+		})
+	}
+}
+
+// What begins or ends a document doesn't make two.
+func TestOneDocument(t *testing.T) {
+	for _, s := range []string{"", "# nothing\n", "---\ndata: x\n", "%YAML 1.1\n---\ndata: x\n...\n", "data: x\n...\n# the end\n"} {
+		if _, err := ParseConfig("c.yaml", []byte(s)); err != nil {
+			t.Errorf("%q: %v", s, err)
+		}
 	}
 }
 

@@ -108,12 +108,43 @@ type decoder struct {
 	errs  []error
 	nodes map[string]*yaml.Node // by path: for errors found later, about meaning
 	count int
+
+	failed  map[string]bool // by path: what could not be read, so that nothing can be said of its meaning
+	unknown map[string]bool // by path of a mapping: it holds something unknown, maybe what seems to be missing
+}
+
+func newDecoder(file string) *decoder {
+	return &decoder{file: file, nodes: map[string]*yaml.Node{}, failed: map[string]bool{}, unknown: map[string]bool{}}
 }
 
 // maxConfigNodes bounds what aliases can multiply a file to.
 const maxConfigNodes = 2_000_000
 
+// fail tells an error of form: what stands at path has no value.
 func (d *decoder) fail(n *yaml.Node, path, format string, args ...any) {
+	d.failed[path] = true
+	d.tell(n, path, format, args...)
+}
+
+// broken reports whether what stands at path, or something that holds it, could not be read.
+func (d *decoder) broken(path string) bool {
+	for {
+		if d.failed[path] {
+			return true
+		}
+		if path == "" {
+			return false
+		}
+		path = path[:max(0, strings.LastIndexAny(path, ".["))]
+	}
+}
+
+// absent reports whether it can be said of a value without content that the file doesn't give it.
+func (d *decoder) absent(path string) bool {
+	return !d.broken(path) && !d.unknown[path[:max(0, strings.LastIndexAny(path, ".["))]]
+}
+
+func (d *decoder) tell(n *yaml.Node, path, format string, args ...any) {
 	loc := d.file
 	if n != nil && n.Line > 0 {
 		loc += ":" + strconv.Itoa(n.Line)
@@ -125,17 +156,21 @@ func (d *decoder) fail(n *yaml.Node, path, format string, args ...any) {
 	d.errs = append(d.errs, &statussync.Error{Code: statussync.CodeInvalid, Location: loc, Detail: msg})
 }
 
-// failAt is fail for an error of meaning: the line is that of the nearest known node of the path.
+// failAt tells an error of meaning, unless what stands at path could not even be read, which has been told. The line is
+// that of the nearest known node of the path.
 func (d *decoder) failAt(path, format string, args ...any) {
+	if d.broken(path) {
+		return
+	}
 	p := path
 	for {
 		if n, ok := d.nodes[p]; ok {
-			d.fail(n, path, format, args...)
+			d.tell(n, path, format, args...)
 			return
 		}
 		i := strings.LastIndexAny(p, ".[")
 		if i < 0 {
-			d.fail(d.nodes[""], path, format, args...)
+			d.tell(d.nodes[""], path, format, args...)
 			return
 		}
 		p = p[:i]
@@ -162,12 +197,14 @@ var (
 	envRef       = regexp.MustCompile(`\$\$|\$\{([A-Za-z_][A-Za-z0-9_]*)(:-([^}]*))?\}`)
 )
 
-// expand replaces ${NAME} and ${NAME:-default} by the environment's values; $$ is a dollar sign.
-func (d *decoder) expand(n *yaml.Node, path, s string) string {
+// expand replaces ${NAME} and ${NAME:-default} by the environment's values; $$ is a dollar sign. False: a name is not
+// set, which is told.
+func (d *decoder) expand(n *yaml.Node, path, s string) (out string, ok bool) {
 	if !strings.Contains(s, "$") {
-		return s
+		return s, true
 	}
-	return envRef.ReplaceAllStringFunc(s, func(m string) string {
+	ok = true
+	out = envRef.ReplaceAllStringFunc(s, func(m string) string {
 		if m == "$$" {
 			return "$"
 		}
@@ -179,8 +216,10 @@ func (d *decoder) expand(n *yaml.Node, path, s string) string {
 			return sub[3]
 		}
 		d.fail(n, path, "the environment variable %s is not set", sub[1])
+		ok = false
 		return ""
 	})
+	return out, ok
 }
 
 var kindNames = map[yaml.Kind]string{
@@ -190,6 +229,7 @@ var kindNames = map[yaml.Kind]string{
 func (d *decoder) decode(n *yaml.Node, path string, v reflect.Value) {
 	if d.count++; d.count > maxConfigNodes {
 		if d.count == maxConfigNodes+1 {
+			d.failed[""] = true // what follows is not read at all
 			d.fail(n, path, "the file is too large once its aliases are followed")
 		}
 		return
@@ -227,7 +267,7 @@ func (d *decoder) decode(n *yaml.Node, path string, v reflect.Value) {
 		for i := 0; i+1 < len(n.Content); i += 2 {
 			key := n.Content[i].Value
 			if seen[key] {
-				d.fail(n.Content[i], path, "the key %q is given twice", key)
+				d.tell(n.Content[i], path, "the key %q is given twice", key)
 				continue
 			}
 			seen[key] = true
@@ -282,9 +322,10 @@ func (d *decoder) decodeStruct(n *yaml.Node, path string, v reflect.Value) {
 		f, ok := fields[k.Value]
 		switch {
 		case !ok:
-			d.fail(k, p, "is no key that is known here; known are %s", strings.Join(names, ", "))
+			d.unknown[path] = true
+			d.tell(k, p, "is no key that is known here; known are %s", strings.Join(names, ", "))
 		case seen[k.Value]:
-			d.fail(k, p, "is given twice")
+			d.tell(k, p, "is given twice")
 		default:
 			seen[k.Value] = true
 			d.decode(n.Content[i+1], p, v.Field(f))
@@ -293,7 +334,10 @@ func (d *decoder) decodeStruct(n *yaml.Node, path string, v reflect.Value) {
 }
 
 func (d *decoder) decodeScalar(n *yaml.Node, path string, v reflect.Value) {
-	s := d.expand(n, path, n.Value)
+	s, ok := d.expand(n, path, n.Value)
+	if !ok {
+		return
+	}
 	switch v.Type() {
 	case typeDuration:
 		dur, err := ParseDuration(s)

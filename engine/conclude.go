@@ -116,6 +116,11 @@ func (e *Engine) base(s *server, v *sight) (state statussync.State, by string, r
 	if v.container != statussync.StateUnknown {
 		recordLater := v.recordState != statussync.StateUnknown && rec.AssertedAt.After(s.Container.AssertedAt)
 		if !recordLater && !(v.recordState != statussync.StateUnknown && s.underWay(v.container)) {
+			if v.container == statussync.StateRunning && v.desired == statussync.DesiredStopped && v.verdict == verdictDown &&
+				s.Probe.Fell && s.Probe.Since.After(s.Container.FirstSaid) {
+				// It was to stop, and nobody answers any more: the agent's next report will say so too.
+				return statussync.StateStopped, "probe", ""
+			}
 			return v.container, "container", ""
 		}
 	}

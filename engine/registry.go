@@ -443,12 +443,11 @@ func (e *Engine) targetOf(s *server) string {
 	if u == nil || (u.Path != "" && !strings.HasPrefix(u.Path, "/")) {
 		return ""
 	}
-	if s.env != nil && s.env.Def.AgentURL != "" {
-		if a := parseHTTP(s.env.Def.AgentURL); a != nil && strings.EqualFold(a.Hostname(), u.Hostname()) && portOf(a) == portOf(u) {
-			return "" // a probe of the agent proves nothing about the server
-		}
+	target := u.String()
+	if s.env != nil && s.env.Def.AgentURL != "" && s.env.Def.AgentAnswersAt(target) {
+		return "" // a probe of the agent proves nothing about the server
 	}
-	return u.String()
+	return target
 }
 
 // trusted reports whether the address to probe comes from a file on this machine.
@@ -473,14 +472,4 @@ func parseHTTP(s string) *url.URL {
 		return nil
 	}
 	return u
-}
-
-func portOf(u *url.URL) string {
-	if p := u.Port(); p != "" {
-		return p
-	}
-	if u.Scheme == "https" {
-		return "443"
-	}
-	return "80"
 }

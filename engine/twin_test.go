@@ -275,6 +275,9 @@ func (w *twin) baseState(t time.Time) (statussync.State, string, statussync.Reas
 			}
 		}
 		if wins {
+			if cs == statussync.StateRunning && w.desired() == statussync.DesiredStopped && w.verdict == verdictDown && w.fell && w.turned.After(c.firstSaid) {
+				return statussync.StateStopped, "probe", ""
+			}
 			return cs, "container", ""
 		}
 	}

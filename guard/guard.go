@@ -56,7 +56,7 @@ func (e *RefusedError) Error() string {
 	if !e.Addr.IsValid() {
 		return "refused: not an IP address, and nothing else is dialed"
 	}
-	s := "refused: " + e.Addr.String() + " is a " + e.Class + " address"
+	s := "refused: " + e.Addr.String() + " (" + e.Class + " address)"
 	if e.Always {
 		return s + ", which is never dialed; allow_networks does not open it"
 	}

@@ -185,7 +185,8 @@ func (a *API) login(addr netip.Addr, token string) (*Credential, error) {
 	return &cred, nil
 }
 
-// agentOf returns which environment's agent sent r.
+// agentOf returns which environment's agent sent r. A valid token is taken whatever else came from its address: an agent
+// must not go silent because of a misconfigured neighbour, or of somebody who guesses, behind the same address.
 func (a *API) agentOf(r *http.Request) (string, error) {
 	addr, _ := a.remote(r)
 	token, ok, err := bearer(r)
@@ -195,20 +196,19 @@ func (a *API) agentOf(r *http.Request) (string, error) {
 	if !ok {
 		return "", statussync.NewError(statussync.CodeUnauthorized, "a heartbeat needs its environment's token: Authorization: Bearer <token>", nil)
 	}
-	var env string
-	err = a.logins.try(addr, token, func() (ok bool) {
-		env, ok = a.opts.Auth.Agent(token)
-		return ok
-	})
-	return env, err
+	env, ok := a.opts.Auth.Agent(token)
+	if !ok {
+		return "", a.beats.refuse(addr)
+	}
+	return env, nil
 }
 
 // maxAddresses bounds how many addresses are remembered, of failures and of successes; the least recently seen goes.
 const maxAddresses = 10_000
 
 // logins limits how fast one address may try tokens. An address that failed too often is not even looked at until time
-// has passed, except with a token that was good from there before: an agent behind the same address as somebody who
-// guesses, or as a misconfigured neighbour, must not go silent for it.
+// has passed, except with a token that was good from there before: who shares an address with somebody who guesses must
+// not be locked out by it.
 type logins struct {
 	perMinute int
 	failed    atomic.Uint64
@@ -230,26 +230,59 @@ func newLogins(perMinute int) *logins {
 // try calls check, unless addr failed too often, and counts its outcome. The error has CodeUnauthorized or
 // CodeRateLimited.
 func (l *logins) try(addr netip.Addr, token string, check func() bool) error {
-	if addr.Is6() { // whoever has one address of a /64 has them all
-		if p, err := addr.Prefix(64); err == nil {
-			addr = p.Addr()
-		}
-	}
+	addr = counted(addr)
 	key := goodLogin{addr, sha256.Sum256([]byte(token))}
 	now := time.Now()
 	l.mu.Lock()
 	defer l.mu.Unlock() // check doesn't block
-	bucket, seen := l.fails.get(addr)
-	if _, known := l.good.get(key); seen && !known && bucket.TokensAt(now) < 1 {
-		wait := time.Duration((1 - bucket.TokensAt(now)) * float64(time.Minute) / float64(l.perMinute))
-		return withRetry{statussync.NewError(statussync.CodeRateLimited, "too many failed logins from this address; try again later", nil), int(wait/time.Second) + 1}
+	if _, known := l.good.get(key); !known {
+		if err := l.blockedLocked(addr, now); err != nil {
+			return err
+		}
 	}
 	if check() {
 		l.good.put(key, struct{}{})
 		return nil
 	}
 	l.good.remove(key)
+	return l.failLocked(addr, now)
+}
+
+// refuse counts a token from addr that has been found wrong. The error has CodeUnauthorized, or CodeRateLimited where
+// addr failed too often.
+func (l *logins) refuse(addr netip.Addr) error {
+	addr = counted(addr)
+	now := time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.blockedLocked(addr, now); err != nil {
+		return err
+	}
+	return l.failLocked(addr, now)
+}
+
+// counted returns what failures are counted by: whoever has one IPv6 address of a /64 has them all.
+func counted(addr netip.Addr) netip.Addr {
+	if addr.Is6() {
+		if p, err := addr.Prefix(64); err == nil {
+			return p.Addr()
+		}
+	}
+	return addr
+}
+
+func (l *logins) blockedLocked(addr netip.Addr, now time.Time) error {
+	bucket, seen := l.fails.get(addr)
+	if !seen || bucket.TokensAt(now) >= 1 {
+		return nil
+	}
+	wait := time.Duration((1 - bucket.TokensAt(now)) * float64(time.Minute) / float64(l.perMinute))
+	return withRetry{statussync.NewError(statussync.CodeRateLimited, "too many failed logins from this address; try again later", nil), int(wait/time.Second) + 1}
+}
+
+func (l *logins) failLocked(addr netip.Addr, now time.Time) error {
 	l.failed.Add(1)
+	bucket, seen := l.fails.get(addr)
 	if !seen {
 		bucket = rate.NewLimiter(rate.Limit(float64(l.perMinute)/60), l.perMinute)
 		l.fails.put(addr, bucket)

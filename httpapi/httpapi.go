@@ -86,23 +86,24 @@ type Options struct {
 	AllowedOrigins []string       // further web origins that may connect and write, "https://host[:port]"
 	TrustedProxies []netip.Prefix // whose X-Forwarded-For counts
 
-	LoginFailuresPerMinute int // per address; default 5
+	LoginFailuresPerMinute int // per address, of heartbeats counted apart; default 5
 	CommandsPerSecond      int // per credential, and frames per WebSocket; default 100
 	MaxConnections         int // WebSockets and SSE streams per credential; default 10,000
 	ReplayBytesPerSecond   int // of stored entries and snapshots, per credential; default 64 MiB
 
+	// The five times from PingEvery on are not exceeded; they may fall short by a tick of the clock, about half a second.
 	WriteTimeout  time.Duration // a write blocked for so long ends a stream; default 5 s
 	PingEvery     time.Duration // default 25 s
 	PongWait      time.Duration // a ping unanswered for so long ends a WebSocket; default 10 s
 	AuthWait      time.Duration // for a WebSocket to present a credential; default 10 s
-	BookmarkEvery time.Duration // at most one bookmark in that time; default 25 s
+	BookmarkEvery time.Duration // from one bookmark to the next; default 25 s
 	CommentEvery  time.Duration // SSE's sign of life; default 15 s
 
 	Registry Registry // the managed registry; nil: it is not served
 
 	Metrics     http.Handler                               // GET /metrics; nil: not served
 	Root        http.Handler                               // GET of whatever no route serves; nil: "/" says where the API is
-	ReadyChecks map[string]func(ctx context.Context) error // an error makes /readyz answer 503; each may take 2 s
+	ReadyChecks map[string]func(ctx context.Context) error // an error makes /readyz say degraded; each may take 2 s
 	Version     string
 	Logger      *slog.Logger // nil: discards
 }
@@ -147,6 +148,8 @@ type API struct {
 	hosts   hostList
 	allowed map[string]bool // AllowedOrigins, lower case
 	logins  *logins
+	beats   *logins       // heartbeats' wrong tokens, which are counted apart
+	lead    time.Duration // how long before its time a stream becomes due; see by
 	limits  *limits
 
 	patterns []string // what is on the mux
@@ -198,24 +201,32 @@ func New(o Options) (*API, error) {
 	if a.hosts, err = newHostList(o.Listen, o.AllowedHosts); err != nil {
 		return nil, err
 	}
-	a.logins = newLogins(o.LoginFailuresPerMinute)
+	a.logins, a.beats = newLogins(o.LoginFailuresPerMinute), newLogins(o.LoginFailuresPerMinute)
 	a.limits = newLimits(o.CommandsPerSecond, o.MaxConnections, o.ReplayBytesPerSecond)
 	a.streams.init()
 	if err := a.routes(); err != nil {
 		return nil, err
 	}
+	every := clockTick
+	for _, d := range []time.Duration{o.PingEvery, o.PongWait, o.AuthWait, o.BookmarkEvery, o.CommentEvery} {
+		every = min(every, max(d/4, time.Millisecond))
+	}
+	a.lead = every + every/20
 	a.clock.Add(1)
-	go a.runClock()
+	go a.runClock(every)
 	return a, nil
 }
 
+// clockTick is how often the clock looks at the streams; more often only where an option is shorter than 2 s.
+const clockTick = 500 * time.Millisecond
+
+// by returns from when on what must happen within d of from is due. That is a tick of the clock earlier, as the next tick
+// would be too late, and a little more for what the clock and the stream's goroutine are late themselves.
+func (a *API) by(from time.Time, d time.Duration) time.Time { return from.Add(d - a.lead) }
+
 // runClock wakes the streams whose time has come.
-func (a *API) runClock() {
+func (a *API) runClock(every time.Duration) {
 	defer a.clock.Done()
-	every := time.Second
-	for _, d := range []time.Duration{a.opts.PingEvery, a.opts.PongWait, a.opts.AuthWait, a.opts.BookmarkEvery, a.opts.CommentEvery} {
-		every = min(every, max(d/4, time.Millisecond))
-	}
 	t := time.NewTicker(every)
 	defer t.Stop()
 	for {
@@ -279,7 +290,7 @@ type Stats struct {
 // Stats returns the numbers as they are now. The map is the caller's.
 func (a *API) Stats() Stats {
 	s := a.streams.stats()
-	s.LoginsFailed = a.logins.failed.Load()
+	s.LoginsFailed = a.logins.failed.Load() + a.beats.failed.Load()
 	return s
 }
 

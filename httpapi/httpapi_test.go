@@ -469,11 +469,44 @@ func TestLoginLimit(t *testing.T) {
 	if a := from("203.0.113.8", adminToken); a.status != 200 {
 		t.Errorf("another address: %d", a.status)
 	}
-	if a := s.do(t, "guess5", "POST /heartbeat", "{}", "X-Forwarded-For: 203.0.113.7"); a.status != 429 {
-		t.Errorf("heartbeats are another way in: %d", a.status)
-	}
 	if n := s.Stats().LoginsFailed; n != 3 {
 		t.Errorf("%d failed logins counted", n)
+	}
+}
+
+// TestHeartbeatLimit: wrong tokens of heartbeats are limited apart from other logins, and nothing that others do wrong at
+// its address silences an agent, even one that was never heard before.
+func TestHeartbeatLimit(t *testing.T) {
+	s := serve(t, func(o *Options) {
+		o.LoginFailuresPerMinute = 3
+		o.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	})
+	from := func(addr, token, call string) answer { return s.do(t, token, call, "{}", "X-Forwarded-For: "+addr) }
+	const a, read = "203.0.113.7", "GET /api/v1/servers"
+	for i, c := range []struct {
+		addr, token, call string
+		want              int
+	}{
+		{a, "guess", read, 401}, {a, "guess", read, 401}, {a, "guess", read, 401}, {a, "guess", read, 429},
+		{a, agentToken, "POST /heartbeat", 204},
+		{a, "guess", "POST /heartbeat", 401}, {a, viewerToken, "POST /heartbeat", 401},
+		{a, "guess", "POST /functions/v1/heartbeat", 401}, {a, "guess", "POST /heartbeat", 429},
+		{a, "guess", "POST /functions/v1/heartbeat", 429},
+		{a, agentToken, "POST /heartbeat", 204}, {a, agentToken, "POST /functions/v1/heartbeat", 204},
+		{"203.0.113.8", "guess", "POST /heartbeat", 401}, {"203.0.113.8", "guess", "POST /heartbeat", 401},
+		{"203.0.113.8", "guess", "POST /heartbeat", 401}, {"203.0.113.8", "guess", "POST /heartbeat", 429},
+		{"203.0.113.8", viewerToken, read, 200},
+		{"2001:db8::1", "guess", "POST /heartbeat", 401}, {"2001:db8::2", "guess", "POST /heartbeat", 401},
+		{"2001:db8::3", "guess", "POST /heartbeat", 401}, {"2001:db8::4", "guess", "POST /heartbeat", 429},
+		{"2001:db8::4", agentToken, "POST /heartbeat", 204},
+	} {
+		x := from(c.addr, c.token, c.call)
+		if x.status != c.want || (c.want == 429) != (x.header.Get("Retry-After") != "") {
+			t.Errorf("%d: %s from %s: %d with Retry-After %q, want %d", i, c.call, c.addr, x.status, x.header.Get("Retry-After"), c.want)
+		}
+	}
+	if st := s.Stats(); st.LoginsFailed != 12 || st.Heartbeats != 4 {
+		t.Errorf("%+v", st)
 	}
 }
 
@@ -754,7 +787,7 @@ func TestServiceRoutes(t *testing.T) {
 	}
 	checkErr = errors.New("hunter2")
 	a := s.do(t, viewerToken, "GET /readyz", "")
-	if a.status != 503 || !bytes.Contains(a.body, []byte(wire.ReadyNo)) || bytes.Contains(a.body, []byte("hunter2")) {
+	if a.status != 200 || !bytes.Contains(a.body, []byte(wire.ReadyDegraded)) || !bytes.Contains(a.body, []byte(`"ok":false`)) || bytes.Contains(a.body, []byte("hunter2")) {
 		t.Errorf("%d %s", a.status, a.body)
 	}
 	if a := s.do(t, "", "GET /metrics", ""); a.status != 401 {

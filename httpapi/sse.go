@@ -62,6 +62,10 @@ func (a *API) stream(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer a.streams.leave()
+	if r.Method == http.MethodHead { // its answer has no body, so it would have no end either
+		beginStream(w)
+		return
+	}
 	s := &eventStream{waker: waker{parent: r.Context()}}
 	a.streams.add(s)
 	slow := false
@@ -74,11 +78,7 @@ func (a *API) stream(w http.ResponseWriter, r *http.Request) {
 	defer sub.Close()
 	rc := http.NewResponseController(w)
 	_ = rc.SetReadDeadline(time.Time{}) // the server's limit on reading a request must not end a stream
-	h := w.Header()
-	h.Set("Content-Type", "text/event-stream")
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Accel-Buffering", "no")
-	w.WriteHeader(http.StatusOK)
+	beginStream(w)
 
 	out := &eventWriter{a: a, w: w, rc: rc, cred: cred.Name, replay: a.opts.Hub.Ready().Head, mark: req.Cursor == statussync.Cursor{} && !req.Snapshot}
 	if req.Mode == statussync.ModeLatest {
@@ -90,10 +90,18 @@ func (a *API) stream(w http.ResponseWriter, r *http.Request) {
 	slow = errors.Is(err, os.ErrDeadlineExceeded)
 }
 
+func beginStream(w http.ResponseWriter) {
+	h := w.Header()
+	h.Set("Content-Type", "text/event-stream")
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Accel-Buffering", "no")
+	w.WriteHeader(http.StatusOK)
+}
+
 // run tells events until the stream ends. The error is that of a write.
 func (s *eventStream) run(ctx context.Context, a *API, sub statussync.Subscription, out *eventWriter, expires time.Time) error {
 	buf := make([]statussync.Event, 0, fewEvents)
-	bookmarkAt := time.Now().Add(a.opts.BookmarkEvery)
+	bookmarkAt := a.by(time.Now(), a.opts.BookmarkEvery)
 	for {
 		armed := s.waker.arm()
 		now := time.Now()
@@ -103,16 +111,16 @@ func (s *eventStream) run(ctx context.Context, a *API, sub statussync.Subscripti
 		if !now.Before(bookmarkAt) {
 			if at, ok := sub.Bookmark(); ok {
 				out.bookmark(at)
-				bookmarkAt = now.Add(a.opts.BookmarkEvery)
+				bookmarkAt = a.by(now, a.opts.BookmarkEvery)
 			}
 		}
-		if now.Sub(out.wrote) >= a.opts.CommentEvery && len(out.buf) == 0 {
+		if !now.Before(a.by(out.wrote, a.opts.CommentEvery)) && len(out.buf) == 0 {
 			out.buf = append(out.buf, ":\n\n"...)
 		}
 		if err := out.flush(); err != nil {
 			return err
 		}
-		next := earliest(bookmarkAt, out.wrote.Add(a.opts.CommentEvery), expires)
+		next := earliest(bookmarkAt, a.by(out.wrote, a.opts.CommentEvery), expires)
 		s.dueAt.Store(next.UnixNano())
 		if wait := time.Until(out.notBefore); wait > 0 {
 			pause(armed, wait)
@@ -227,7 +235,7 @@ type eventWriter struct {
 	buf    []byte
 	wrote  time.Time         // when something was last written
 	last   statussync.Cursor // the newest id that was written
-	mark   bool              // "subscribed" is a position to resume from: nothing older is on its way
+	mark   bool              // "subscribed" is a position to resume from, also where nothing is recovered: no snapshot comes
 	replay statussync.Cursor // what was there when the subscription began, and counts as replay
 	latest bool              // mode latest
 
@@ -243,7 +251,7 @@ func (o *eventWriter) event(e *statussync.Event) error {
 		name, id = string(wire.FrameOf(e.Entry.Kind)), true
 		o.a.streams.entries.Add(1)
 	case statussync.EventSubscribed:
-		name, id = string(e.Type), o.mark
+		name, id = string(e.Type), o.mark || e.Recovered
 	case statussync.EventSnapshotEnd:
 		name, id = string(e.Type), true
 	default:

@@ -335,7 +335,13 @@ func TestCloseCodes(t *testing.T) {
 	})
 	t.Run("4504 too many connections", func(t *testing.T) {
 		s := serve(t, func(o *Options) { o.MaxConnections = 2 })
-		a, b := s.dial(t, viewerToken), s.dial(t, viewerToken)
+		counted := func() *wsClient { // the handshake is answered before the connection is counted
+			c := s.dial(t, viewerToken)
+			c.send(`{"type":"ping"}`)
+			c.want(wire.FramePong)
+			return c
+		}
+		a, b := counted(), counted()
 		s.dial(t, viewerToken).wantClose(wire.CloseLimit)
 		c := s.dial(t, "")
 		c.send(`{"type":"auth","token":"` + viewerToken + `"}`)
@@ -917,7 +923,7 @@ func TestSSE(t *testing.T) {
 	}
 	c = s.sse(t, "?server_ids=b-001,x&states=error&snapshot=true", "Last-Event-ID: e7:1")
 	c.begin()
-	if b := c.want("subscribed", ""); !strings.Contains(b.data, `"recovered":true`) {
+	if b := c.want("subscribed", "e7:1"); !strings.Contains(b.data, `"recovered":true`) {
 		t.Errorf("%s", b.data)
 	}
 	for i := range 700 { // no second snapshot
@@ -927,7 +933,7 @@ func TestSSE(t *testing.T) {
 	// Last-Event-ID goes before cursor.
 	c = s.sse(t, "?cursor=e7:1", "Last-Event-ID: e7:1400")
 	c.begin()
-	c.want("subscribed", "")
+	c.want("subscribed", "e7:1400")
 	c.want("status_update", "e7:1401")
 
 	s.hub.expire(10)

@@ -213,9 +213,9 @@ func (a *API) websocket(w http.ResponseWriter, r *http.Request, legacy bool) {
 		a: a, ws: ws, nc: nc, legacy: legacy, addr: addr, open: a.opts.OpenLoopback && direct && addr.IsLoopback(),
 		in: make(chan inbound, maxInbound), gone: make(chan struct{}), reader: make(chan struct{}),
 		// The request's context ends with its handler; the connection lives on.
-		waker: waker{parent: context.Background()}, authBy: now.Add(a.opts.AuthWait),
+		waker: waker{parent: context.Background()}, authBy: a.by(now, a.opts.AuthWait),
 		frames: rate.NewLimiter(rate.Limit(a.opts.CommandsPerSecond), a.opts.CommandsPerSecond),
-		pingAt: now.Add(a.opts.PingEvery), events: make([]statussync.Event, 0, fewEvents),
+		pingAt: a.by(now, a.opts.PingEvery), events: make([]statussync.Event, 0, fewEvents),
 	}
 	a.streams.add(c)
 	full := !c.become(cred)
@@ -438,7 +438,7 @@ func (c *socket) clock(now time.Time) *closeReason {
 	}
 	if c.pongBy.IsZero() && !now.Before(c.pingAt) {
 		c.ping()
-		c.pongBy, c.pingAt = now.Add(c.a.opts.PongWait), now.Add(c.a.opts.PingEvery)
+		c.pongBy, c.pingAt = c.a.by(now, c.a.opts.PongWait), c.a.by(now, c.a.opts.PingEvery)
 	}
 	next := earliest(c.pongBy, c.pingAt, expires)
 	if c.cred == nil {
@@ -453,7 +453,7 @@ func (c *socket) clock(now time.Time) *closeReason {
 					c.text(wire.AppendBookmark(b, at, c.sent))
 					c.marked, c.markedSent = at, c.sent
 				}
-				c.bookmarkAt = now.Add(c.a.opts.BookmarkEvery)
+				c.bookmarkAt = c.a.by(now, c.a.opts.BookmarkEvery)
 			}
 		}
 		next = earliest(next, c.bookmarkAt)
@@ -605,7 +605,7 @@ func (c *socket) subscribe(f *wire.ClientFrame) error {
 	}
 	c.events = make([]statussync.Event, 0, fewEvents)
 	c.replay = c.a.opts.Hub.Ready().Head
-	c.bookmarkAt = time.Now().Add(c.a.opts.BookmarkEvery)
+	c.bookmarkAt = c.a.by(time.Now(), c.a.opts.BookmarkEvery)
 	return nil
 }
 

@@ -180,7 +180,7 @@ func (m *Manager) checkPlace(f *faults, s *statussync.Server) {
 	if s.EnvironmentID == "" {
 		return
 	}
-	agentURL, ok := m.environmentLocked(s.EnvironmentID)
+	env, ok := m.environmentLocked(s.EnvironmentID)
 	if !ok {
 		f.add("environment_id", "no environment has the id "+shown(s.EnvironmentID))
 		return
@@ -195,18 +195,18 @@ func (m *Manager) checkPlace(f *faults, s *statussync.Server) {
 			break
 		}
 	}
-	if field, same := probesAgent(s, agentURL); same {
+	if field, same := probesAgent(s, &env); same {
 		f.add(field, "is the address of the agent of "+shown(s.EnvironmentID)+", not of the server: a probe there would only prove that the agent lives")
 	}
 }
 
-// probesAgent reports whether a server's probes would reach the agent at agentURL, and which field says so.
-func probesAgent(s *statussync.Server, agentURL string) (field string, same bool) {
+// probesAgent reports whether a server's probes would reach the agent of an environment, and which field says so.
+func probesAgent(s *statussync.Server, env *statussync.Environment) (field string, same bool) {
 	field, target := "probe.url", s.Probe.URL
 	if target == "" {
 		field, target = "endpoint", s.Endpoint
 	}
-	return field, agentURL != "" && target != "" && s.Probe.Kind != statussync.ProbeNone && SameHostPort(target, agentURL)
+	return field, s.Probe.Kind != statussync.ProbeNone && env.AgentAnswersAt(target)
 }
 
 // checkEnvironment judges a definition by itself.

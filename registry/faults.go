@@ -87,23 +87,6 @@ func ValidHost(h string) bool {
 	return true
 }
 
-// SameHostPort reports whether two URLs lead to the same door. A probe of an agent would prove nothing about a server.
-func SameHostPort(a, b string) bool {
-	ua, err1 := url.Parse(a)
-	ub, err2 := url.Parse(b)
-	return err1 == nil && err2 == nil && strings.EqualFold(ua.Hostname(), ub.Hostname()) && portOf(ua) == portOf(ub)
-}
-
-func portOf(u *url.URL) string {
-	if p := u.Port(); p != "" {
-		return p
-	}
-	if u.Scheme == "https" {
-		return "443"
-	}
-	return "80"
-}
-
 // shown is untrusted text inside an error.
 func shown(s string) string {
 	return strconv.Quote(statussync.CleanText(s, statussync.MaxWordText))

@@ -320,10 +320,15 @@ func (m *Manager) putEnvironmentLocked(ctx context.Context, e statussync.Environ
 	f := checkEnvironment(&e)
 	if len(f) == 0 && e.AgentURL != "" {
 		for s := range m.othersLocked(e.ID) {
-			if _, same := probesAgent(s, e.AgentURL); same {
-				f.add("agent_url", "is where the server "+shown(s.ID)+" is probed: a probe there would only prove that the agent lives")
-				break
+			if _, same := probesAgent(s, &e); !same {
+				continue
 			}
+			field, what := "agent_url", "is where the server "
+			if _, same := probesAgent(s, &statussync.Environment{AgentURL: e.AgentURL}); !same {
+				field, what = "address", "with the port of agent_url is where the server "
+			}
+			f.add(field, what+shown(s.ID)+" is probed: a probe there would only prove that the agent lives")
+			break
 		}
 	}
 	if err := f.err(); err != nil {
@@ -633,16 +638,16 @@ func refused(err error) bool {
 	return false
 }
 
-// environmentLocked returns the address of the agent of a defined environment; false: nobody defines it.
-func (m *Manager) environmentLocked(id string) (agentURL string, ok bool) {
+// environmentLocked returns a defined environment; false: nobody defines it.
+func (m *Manager) environmentLocked(id string) (env statussync.Environment, ok bool) {
 	if env := m.envs[id]; env != nil {
-		return env.def.AgentURL, true
+		return env.def, true
 	}
 	v, err := m.o.Hub.Environment(id)
 	if err != nil || v.Environment.Origin == statussync.OriginManaged { // then only servers name it
-		return "", false
+		return statussync.Environment{}, false
 	}
-	return v.Environment.AgentURL, true
+	return *v.Environment, true
 }
 
 // othersLocked yields the servers of an environment, of whatever origin.

@@ -394,6 +394,21 @@ func TestValidation(t *testing.T) {
 	}
 	_, err = m.SetEnvironment(ctx, statussync.Environment{ID: "box-9", AgentURL: "https://box-9.example.com:443"})
 	wantCode(t, err, statussync.CodeInvalid, "agent_url: ", `"web"`)
+	_, err = m.SetEnvironment(ctx, statussync.Environment{ID: "box-9", Address: "BOX-9.example.com", AgentURL: "https://agent.example.com:443"})
+	wantCode(t, err, statussync.CodeInvalid, "address: with the port of agent_url", `"web"`)
+	_, err = m.AddServer(ctx, statussync.Server{ID: "door", EnvironmentID: "box-7", Endpoint: "https://BOX-7.example.com.:30000/mcp"})
+	wantCode(t, err, statussync.CodeInvalid, "endpoint: is the address of the agent")
+	for i, target := range []string{"http://localhost:30000/mcp", "http://127.0.0.1:30000", "http://[::1]:30000", "http://10.0.0.7:30000/health"} {
+		id := "local-" + string(rune('a'+i))
+		if _, err := m.AddEnvironment(ctx, statussync.Environment{ID: id, Address: "10.0.0.7", AgentURL: "http://LOCALHOST:30000"}); err != nil {
+			t.Fatal(err)
+		}
+		_, err := m.AddServer(ctx, statussync.Server{ID: "door", EnvironmentID: id, Probe: statussync.ProbeSpec{URL: target}})
+		wantCode(t, err, statussync.CodeInvalid, "probe.url: is the address of the agent")
+		if err := m.RemoveEnvironment(ctx, id); err != nil {
+			t.Fatal(err)
+		}
+	}
 	wantCode(t, m.RemoveEnvironment(ctx, "box-9"), statussync.CodeConflict, `"web"`)
 	_, err = m.AddServer(ctx, statussync.Server{ID: "web2", EnvironmentID: "box-9", Container: "web"})
 	wantCode(t, err, statussync.CodeConflict, "container: ", `the server "web"`)

@@ -230,12 +230,17 @@ func (c *cli) colour() bool {
 	return c.terminal && !c.noColor && c.getenv("NO_COLOR") == "" && c.getenv("TERM") != "dumb"
 }
 
-// subcommands is the RunE of a command that only holds others.
+// subcommands is the RunE of a command that only holds others: called by itself it does nothing, which a script must
+// not take for success.
 func subcommands(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
 		return usagef("unknown command %q for %q", statussync.CleanText(args[0], 64), cmd.CommandPath())
 	}
-	return cmd.Help()
+	cmd.SetOut(cmd.ErrOrStderr())
+	if err := cmd.Help(); err != nil {
+		return err
+	}
+	return usagef("%q needs one of its subcommands", cmd.CommandPath())
 }
 
 func plural(n int, one, many string) string {
