@@ -478,7 +478,7 @@ func (w *writer) encode(e *statussync.Entry) statussync.Encoded {
 	return statussync.Encoded{Entry: e, JSON: slices.Clone(w.json)}
 }
 
-// publish tells the reader, and then the requester. Everything of the batch is durable, or the epoch is volatile.
+// publish tells the requester, and then the reader. Everything of the batch is durable, or the epoch is volatile.
 func (w *writer) publish(b *batch) {
 	p := &published{
 		epoch: w.epoch, base: b.base, entries: b.entries, stored: w.confirmed.Seq, durable: w.durable,
@@ -487,14 +487,15 @@ func (w *writer) publish(b *batch) {
 	if b.started {
 		p.started = func() { close(w.h.started) }
 	}
-	w.tail <- p
-	w.h.count.entries.Add(uint64(len(b.entries)))
+	// The requester first: whoever is told of a server can have it checked.
 	if len(b.eff.Requests) > 0 {
 		w.h.count.requests.Add(uint64(len(b.eff.Requests)))
 		if r := w.h.opts.Requester; r != nil {
 			r.Do(b.eff.Requests)
 		}
 	}
+	w.tail <- p
+	w.h.count.entries.Add(uint64(len(b.entries)))
 	if b.synced {
 		w.h.lastSync.Store(&syncMark{at: w.h.clock.now(), took: time.Since(b.begun)})
 	}
