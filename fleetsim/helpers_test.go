@@ -59,9 +59,21 @@ func (r *receiver) answerWith(code int) {
 // await returns the first heartbeat of an environment for which ok holds, from now on.
 func (r *receiver) await(t *testing.T, e Environment, what string, ok func(b beat, tools []map[string]any) bool) beat {
 	t.Helper()
+	r.drain()
+	return r.next(t, e, what, ok)
+}
+
+// drain forgets the heartbeats that came so far.
+func (r *receiver) drain() {
 	for len(r.beats) > 0 {
 		<-r.beats
 	}
+}
+
+// next returns the first heartbeat of an environment for which ok holds, since the last drain: for one that is sent
+// only once, and may come before anybody waits for it.
+func (r *receiver) next(t *testing.T, e Environment, what string, ok func(b beat, tools []map[string]any) bool) beat {
+	t.Helper()
 	late := time.After(patience)
 	for {
 		select {
