@@ -23,8 +23,10 @@ build: ## build bin/statussync
 test-setup:
 	@./.ci/setup
 
+# One package at a time: several are about time on real sockets, and two cores are soon full.
 test: test-setup lint ## install what the tests need, then lint and run all tests with the race detector
-	$(GO) test $(RACE) -timeout 10m $$($(GO) list ./... | grep -v /e2e$$)
+	$(GO) build $(RACE) ./...
+	$(GO) test $(RACE) -p 1 -timeout 10m $$($(GO) list ./... | grep -v /e2e$$)
 	$(GO) test $(RACE) -timeout 10m ./e2e
 
 lint: ## gofmt, go vet, staticcheck
