@@ -24,7 +24,6 @@ type server struct {
 	waitAt   int  // its place among those that wait
 	stopWait *stopWait
 	replan   bool          // its definition changed: the plan is told again
-	restored bool          // from the store; a full registry update has not confirmed it yet
 	storedAt time.Duration // restored: Engine.skipped when its record was stored
 	recordAt time.Time     // restored: when that was
 }

@@ -162,7 +162,6 @@ func (e *Engine) putServer(now time.Time, def *statussync.Server, eff *Effects) 
 		return
 	}
 	changed := changedFields(s.Def, def)
-	s.restored = false
 	if !maps.Equal(s.Def.Probe.Headers, def.Probe.Headers) { // a secret changed: replanned, and never told
 		s.replan = true
 	}
