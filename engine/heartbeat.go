@@ -211,6 +211,7 @@ func (e *Engine) rowHeartbeat(now time.Time, r *statussync.RowHeartbeat, eff *Ef
 	if !move(&env.BeatAt, &last) {
 		return
 	}
+	e.touchEnv(env) // also where the row tells of an older heartbeat than we know
 	if !first {
 		e.learnRead(env, now, r.Read)
 	}
