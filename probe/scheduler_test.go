@@ -932,8 +932,8 @@ func anyOrder(steps []step) (faults []string) {
 	s.SetEnabled(true)
 	pass(time.Minute)
 	from := time.Now()
-	pass(25 * time.Second)
-	checks.Wait() // every check has an answer by now; otherwise the bubble is stuck, and says so
+	pass(40 * time.Second) // the longest interval with its jitter, the longest probe, and the wait for a place
+	checks.Wait()          // every check has an answer by now; otherwise the bubble is stuck, and says so
 	probed := map[string]bool{}
 	for _, r := range to.all() {
 		if r.StartedAt.After(from) {
