@@ -10,9 +10,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
-	"syscall"
+	"sync/atomic"
 	"time"
 
 	"github.com/lmittmann/tint"
@@ -37,10 +36,25 @@ import (
 type Options struct {
 	ConfigFile string  // read where Config is nil
 	Config     *Config // from LoadConfig, ParseConfig or DefaultConfig
-	Logger     *slog.Logger
-	Version    string
-	// OnReady, if not nil, is called once, when the service answers requests. It must not block.
+	// Logger: nil makes one that writes to LogOutput as the configuration says, and anew at each restart. Level and format
+	// of a Logger that is given are its owner's affair.
+	Logger    *slog.Logger
+	LogOutput io.Writer // where Logger is nil; nil: the standard error
+	Version   string
+	// Hangups, if not nil, gives a value each time that the configuration file is to be read again (SIGHUP). What that gave
+	// is logged.
+	Hangups <-chan os.Signal
+
+	// OnReady, if not nil, is called when the service answers requests: once, and after each restart again. None of these
+	// functions may block, and none is called while another one is.
 	OnReady func(Ready)
+	// OnReload, if not nil, is called when a reload or a restart that was accepted begins. A reload ends with OnReloaded, a
+	// restart with OnReady.
+	OnReload func()
+	// OnReloaded, if not nil, is called when a reload is over; err is why it was refused, nil where it is in force.
+	OnReloaded func(err error)
+	// OnStopping, if not nil, is called once, when the service begins to stop for good.
+	OnStopping func()
 }
 
 // Ready is what can be used once the service is up.
@@ -57,14 +71,23 @@ const (
 	stopHub     = 1 * time.Second
 	stopStore   = 500 * time.Millisecond
 	stopAll     = 2800 * time.Millisecond
+	stopAgain   = 20 * time.Second // hub and store, each, before a restart
 )
 
 // NewLogger returns a logger that writes to w. Format auto is text for people on a terminal and JSON otherwise.
 func NewLogger(w io.Writer, level, format string) *slog.Logger {
+	return newLogger(w, parseLevel(level), format)
+}
+
+func parseLevel(level string) slog.Level {
 	var l slog.Level
 	if err := l.UnmarshalText([]byte(level)); err != nil {
 		l = slog.LevelInfo
 	}
+	return l
+}
+
+func newLogger(w io.Writer, l slog.Leveler, format string) *slog.Logger {
 	f, isFile := w.(*os.File)
 	terminal := isFile && isatty.IsTerminal(f.Fd())
 	if format == "text" || (format == "auto" && terminal) {
@@ -73,41 +96,16 @@ func NewLogger(w io.Writer, level, format string) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: l}))
 }
 
-// Run runs the whole service until ctx ends, then stops it within about 3 s: sources first, then the hub, then the
-// store. It returns nil after a clean stop. Errors of the configuration, the address or the store come back before
-// anything is served.
-func Run(ctx context.Context, o Options) error {
-	c := o.Config
-	if c == nil {
-		var err error
-		if c, err = LoadConfig(o.ConfigFile); err != nil {
-			return err
-		}
-	}
-	log := o.Logger
-	if log == nil {
-		log = NewLogger(os.Stderr, c.Log.Level, c.Log.Format)
-	}
-	ln, err := net.Listen("tcp", c.Listen)
-	if err != nil {
-		if errors.Is(err, syscall.EADDRINUSE) {
-			return &statussync.Error{Code: statussync.CodeConflict, Location: "listen", Detail: c.Listen + " is in use by another process"}
-		}
-		return &statussync.Error{Code: statussync.CodeInvalid, Location: "listen", Detail: "cannot listen on " + c.Listen, Err: err}
-	}
-	defer ln.Close()
-	s, err := newService(ctx, c, o, ln, log)
-	if err != nil {
-		return err
-	}
-	return s.run(ctx, o.OnReady)
-}
-
 // service is everything that Run made.
 type service struct {
 	log      *slog.Logger
-	config   *Config
+	options  Options
+	config   *Config                // what it was started with
+	current  atomic.Pointer[Config] // what is in force
+	level    *slog.LevelVar         // of log; nil: somebody else's
 	listener net.Listener
+	guard    *guard.Guard
+	tokens   *httpapi.Tokens
 	store    *sqlite.Store
 	hub      *hub.Hub
 	probes   *probe.Scheduler
@@ -116,6 +114,8 @@ type service struct {
 	registry *registry.Manager
 	api      *httpapi.API
 	server   *http.Server
+
+	operations
 }
 
 // requesters hands what the engine wants to those who can do it; each takes what is its own.
@@ -127,8 +127,11 @@ func (r requesters) Do(reqs []statussync.Request) {
 	}
 }
 
-func newService(ctx context.Context, c *Config, o Options, ln net.Listener, log *slog.Logger) (s *service, err error) {
-	s = &service{log: log.With("component", "app"), config: c, listener: ln}
+func newService(ctx context.Context, c *Config, o Options, ln net.Listener) (s *service, err error) {
+	log, level := o.logger(c)
+	s = &service{log: log.With("component", "app"), options: o, config: c, level: level, listener: ln}
+	s.operations.init()
+	s.current.Store(c)
 	s.store, err = sqlite.Open(ctx, sqlite.Options{
 		Dir: c.Data, Sync: c.Journal.Sync, Retention: time.Duration(c.Journal.Retention), MaxBytes: int64(c.Journal.MaxBytes),
 		Logger: log,
@@ -141,15 +144,12 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener, log 
 			s.store.Close()
 		}
 	}()
-	var networks []netip.Prefix
-	for _, n := range c.AllowNetworks {
-		p, err := parsePrefix(n)
-		if err != nil {
-			return nil, statussync.Invalid("allow_networks", err.Error())
-		}
-		networks = append(networks, p)
+	networks, err := prefixes("allow_networks", c.AllowNetworks)
+	if err != nil {
+		return nil, err
 	}
-	g := guard.New(guard.Options{AllowNetworks: networks})
+	s.guard = guard.New(guard.Options{AllowNetworks: networks})
+	g := s.guard
 	userAgent := "statussync/" + o.Version
 	s.prober = httpprobe.New(httpprobe.Options{Guard: g, UserAgent: userAgent})
 	s.probes, err = probe.New(probe.Options{
@@ -161,7 +161,7 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener, log 
 	}
 	s.asker = dtma.NewAsker(dtma.AskerOptions{
 		Guard: g, UserAgent: userAgent, Logger: log,
-		Concurrency: max(32, len(c.Environments)), // agents that hang, however many, must not delay another's question
+		Concurrency: askConcurrency(c), // agents that hang, however many, must not delay another's question
 	})
 	s.hub, err = hub.New(hub.Options{
 		Journal: s.store, Policy: c.Policy(), Requester: requesters{s.probes, s.asker}, Checker: s.probes,
@@ -170,14 +170,14 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener, log 
 	if err != nil {
 		return nil, err
 	}
-	tokens := newTokens(c)
+	s.tokens = newTokens(c)
 	s.registry, err = registry.New(ctx, registry.Options{
-		Store: s.store, Hub: s.hub, Agents: tokens.SetManagedAgents, Logger: log,
+		Store: s.store, Hub: s.hub, Agents: s.tokens.SetManagedAgents, Logger: log,
 	})
 	if err != nil {
 		return nil, err
 	}
-	if s.api, err = s.newAPI(c, tokens, o.Version, log); err != nil {
+	if s.api, err = s.newAPI(c, o.Version, log); err != nil {
 		return nil, err
 	}
 	s.server = &http.Server{
@@ -204,24 +204,17 @@ func newTokens(c *Config) *httpapi.Tokens {
 	return httpapi.NewTokens(specs, agents)
 }
 
-func (s *service) newAPI(c *Config, tokens *httpapi.Tokens, version string, log *slog.Logger) (*httpapi.API, error) {
+func (s *service) newAPI(c *Config, version string, log *slog.Logger) (*httpapi.API, error) {
+	set, err := apiSettings(c)
+	if err != nil {
+		return nil, err
+	}
 	opts := httpapi.Options{
-		Hub: s.hub, Auth: tokens, Registry: s.registry, Listen: s.listener.Addr().String(), AllowedHosts: c.AllowedHosts, AllowedOrigins: c.AllowedOrigins,
-		Version: version, Logger: log.With("component", "httpapi"), OpenLoopback: true,
+		Hub: s.hub, Auth: s.tokens, Registry: s.registry, Control: s, Syncer: s, Listen: s.listener.Addr().String(),
+		OpenLoopback: set.OpenLoopback, LegacyViewer: set.LegacyViewer, AllowedHosts: set.AllowedHosts, AllowedOrigins: set.AllowedOrigins,
+		TrustedProxies: set.TrustedProxies, LoginFailuresPerMinute: set.LoginFailuresPerMinute, CommandsPerSecond: set.CommandsPerSecond,
+		Version: version, Logger: log.With("component", "httpapi"),
 		ReadyChecks: map[string]func(context.Context) error{"store": s.store.Healthy},
-	}
-	for _, p := range c.TrustedProxies {
-		prefix, err := parsePrefix(p)
-		if err != nil {
-			return nil, statussync.Invalid("trusted_proxies", err.Error())
-		}
-		opts.TrustedProxies = append(opts.TrustedProxies, prefix)
-	}
-	if c.Auth != nil {
-		opts.OpenLoopback = len(c.Auth.Tokens) == 0
-		opts.LegacyViewer = c.Auth.LegacyViewer
-		opts.LoginFailuresPerMinute = c.Auth.LoginFailuresPerMinute
-		opts.CommandsPerSecond = c.Auth.CommandsPerSecond
 	}
 	var api *httpapi.API
 	registry := prometheus.NewRegistry()
@@ -230,7 +223,6 @@ func (s *service) newAPI(c *Config, tokens *httpapi.Tokens, version string, log 
 		Samples: func() []prom.Sample { return s.samples(api) },
 	}))
 	opts.Metrics = promhttp.HandlerFor(registry, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
-	var err error
 	api, err = httpapi.New(opts)
 	return api, err
 }
@@ -281,24 +273,33 @@ func within(name string, limit time.Duration, stop func() error) error {
 	}
 }
 
-func (s *service) run(ctx context.Context, onReady func(Ready)) (err error) {
+// run runs the service until ctx ends, a part of it does, or a restart is asked for, which it returns; and stops it.
+// started says whether it ever answered requests.
+func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, started bool, err error) {
 	ended := make(chan error, 8) // room for every part, so that none waits to end
 	core := start("hub", ended, s.hub.Run)
 	var parts []*part
-	defer func() { err = errors.Join(err, s.shutdown(core, parts)) }()
+	defer func() {
+		if next == nil && s.options.OnStopping != nil {
+			s.options.OnStopping()
+		}
+		s.close()
+		err = errors.Join(err, s.shutdown(core, parts, next != nil))
+	}()
 
 	select {
 	case <-s.hub.Started():
 	case <-core.done:
-		return errors.New("the hub ended before it had started") // its own error is joined by shutdown
+		return nil, false, errors.New("the hub ended before it had started") // its own error is joined by shutdown
 	case <-ctx.Done():
-		return nil
+		return nil, false, nil
 	}
+	s.recallProbing()
 	if err := s.define(ctx); err != nil {
 		if ctx.Err() != nil {
-			return nil
+			return nil, false, nil
 		}
-		return fmt.Errorf("registry: %w", err)
+		return nil, false, fmt.Errorf("registry: %w", err)
 	}
 	parts = append(parts,
 		start("http", ended, func(context.Context) error {
@@ -311,20 +312,21 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (err error) {
 		start("agents", ended, func(ctx context.Context) error { return s.asker.Run(ctx, s.hub) }),
 		start("store", ended, s.store.Run),
 		start("registry", ended, s.registry.Run),
+		start("hangups", ended, s.hangups),
 	)
 	base := "http://" + s.listener.Addr().String()
 	s.log.Info("serving", "url", base, "servers", len(s.config.Servers), "environments", len(s.config.Environments), "data", s.config.Data)
-	if onReady != nil {
-		onReady(Ready{BaseURL: base, Hub: s.hub})
-	}
+	onReady(Ready{BaseURL: base, Hub: s.hub})
 	select {
 	case <-ctx.Done():
-		return nil
+		return nil, true, nil
+	case next := <-s.restarts:
+		return next, true, nil
 	case err := <-ended: // half a service would tell half-truths
 		if err == nil {
 			err = errors.New("a part of the service ended by itself")
 		}
-		return err
+		return nil, true, err
 	}
 }
 
@@ -342,9 +344,14 @@ func (s *service) define(ctx context.Context) error {
 }
 
 // shutdown stops everything in the order in which nothing is lost: who brings observations in, then the hub, which
-// stores what it knows, then the store. Each stop is bounded and named.
-func (s *service) shutdown(core *part, others []*part) error {
+// stores what it knows, then the store. Each stop is bounded and named. Before a restart hub and store may take longer: who
+// opens the store again must find it closed.
+func (s *service) shutdown(core *part, others []*part, again bool) error {
 	began := time.Now()
+	hubLimit, storeLimit := stopHub, func() time.Duration { return max(stopStore, stopAll-time.Since(began)) }
+	if again {
+		hubLimit, storeLimit = stopAgain, func() time.Duration { return stopAgain }
+	}
 	var errs []error
 	s.api.Drain()
 	hctx, cancel := context.WithTimeout(context.Background(), stopHTTP)
@@ -359,9 +366,9 @@ func (s *service) shutdown(core *part, others []*part) error {
 	defer cancelStreams()
 	s.api.Shutdown(sctx)
 	s.prober.Close()
-	errs = append(errs, core.join(stopHub))
+	errs = append(errs, core.join(hubLimit))
 	// A busy disk may take its time to close the store; it gets what the others have left.
-	errs = append(errs, within("store", max(stopStore, stopAll-time.Since(began)), s.store.Close))
+	errs = append(errs, within("store", storeLimit(), s.store.Close))
 	err := errors.Join(errs...)
 	if err != nil {
 		s.log.Error("stopped", "took_ms", time.Since(began).Milliseconds(), "error", err)

@@ -1,16 +1,13 @@
 package app
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -172,24 +169,14 @@ func DefaultConfig() *Config {
 // maxConfigBytes bounds a configuration file.
 const maxConfigBytes = 64 << 20
 
-// LoadConfig reads, expands and checks a configuration file. The error joins everything that is wrong, each with
-// file:line and the key at fault; on error there is no configuration.
+// LoadConfig reads, expands and checks a configuration file and the fragments beside it (conf.d/*.yaml). The error joins
+// everything that is wrong, each with file:line and the key at fault; on error there is no configuration.
 func LoadConfig(path string) (*Config, error) {
-	st, err := os.Stat(path)
+	files, err := readSources(path)
 	if err != nil {
-		return nil, &statussync.Error{Code: statussync.CodeInvalid, Location: path, Detail: "cannot be read", Err: unwrapPath(err)}
+		return nil, err
 	}
-	if st.IsDir() {
-		return nil, statussync.Invalid(path, "is a directory, not a configuration file")
-	}
-	if st.Size() > maxConfigBytes {
-		return nil, statussync.Invalid(path, "is larger than 64 MiB")
-	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return nil, &statussync.Error{Code: statussync.CodeInvalid, Location: path, Detail: "cannot be read", Err: unwrapPath(err)}
-	}
-	return ParseConfig(path, data)
+	return parseSources(files)
 }
 
 func unwrapPath(err error) error {
@@ -200,32 +187,10 @@ func unwrapPath(err error) error {
 	return err
 }
 
-// ParseConfig is LoadConfig for bytes; name stands in its errors. Paths of token files are relative to name's folder.
+// ParseConfig is LoadConfig for the bytes of one file, without fragments; name stands in its errors. Paths of token files
+// are relative to name's folder.
 func ParseConfig(name string, data []byte) (*Config, error) {
-	d := newDecoder(name)
-	c := DefaultConfig()
-	var root, second yaml.Node
-	documents := yaml.NewDecoder(bytes.NewReader(data))
-	if err := documents.Decode(&root); err != nil && err != io.EOF {
-		return nil, yamlError(name, err)
-	}
-	switch err := documents.Decode(&second); {
-	case err == nil:
-		d.unknown[""] = true
-		d.tell(&second, "", "a second YAML document begins here; the configuration is one document")
-	case err != io.EOF:
-		return nil, yamlError(name, err)
-	}
-	if len(root.Content) > 0 {
-		d.decode(root.Content[0], "", reflect.ValueOf(c).Elem())
-	}
-	if !d.broken("") { // else nothing can be said of any value
-		c.check(d, filepath.Dir(name))
-	}
-	if err := d.err(); err != nil {
-		return nil, err
-	}
-	return c, nil
+	return parseSources([]sourceFile{{name: name, data: data}})
 }
 
 func yamlError(name string, err error) error {
@@ -242,7 +207,7 @@ var roles = []string{"viewer", "operator", "admin"}
 // minTokenLen is short enough for people's habits and long enough that five guesses a minute find nothing.
 const minTokenLen = 8
 
-func (c *Config) check(d *decoder, dir string) {
+func (c *Config) check(d *decoder) {
 	oneOf := func(path, v string, allowed ...string) {
 		if v == "" && !d.absent(path) {
 			return
@@ -290,7 +255,8 @@ func (c *Config) check(d *decoder, dir string) {
 			}
 			p := file
 			if !filepath.IsAbs(p) {
-				p = filepath.Join(dir, p)
+				from, _ := d.place(path)
+				p = filepath.Join(filepath.Dir(from), p)
 			}
 			b, err := os.ReadFile(p)
 			if err != nil {
@@ -309,13 +275,13 @@ func (c *Config) check(d *decoder, dir string) {
 			d.failAt(path, "is shorter than %d characters", minTokenLen)
 		}
 		if other, dup := secrets[*v]; dup {
-			d.failAt(path, "is the same token as %s", other)
+			d.failAt(path, "is the same token as %s (%s)", d.local(other), d.at(other))
 		}
 		secrets[*v] = path
 		return true
 	}
 	if c.Auth != nil {
-		names := map[string]bool{}
+		names := map[string]string{}
 		if c.Auth.LoginFailuresPerMinute < 0 || c.Auth.CommandsPerSecond < 0 {
 			d.failAt("auth", "limits must not be negative")
 		}
@@ -323,10 +289,11 @@ func (c *Config) check(d *decoder, dir string) {
 			t := &c.Auth.Tokens[i]
 			p := fmt.Sprintf("auth.tokens[%d]", i)
 			checkID(d, p+".name", t.Name)
-			if t.Name != "" && names[t.Name] {
-				d.failAt(p+".name", "%q is given twice", t.Name)
+			if first := names[t.Name]; t.Name != "" && first != "" {
+				d.failAt(p+".name", "%q is given twice; it stands at %s already", t.Name, d.at(first))
+			} else {
+				names[t.Name] = p
 			}
-			names[t.Name] = true
 			oneOf(p+".role", t.Role, roles...)
 			if secret(p+".token", &t.Token, t.TokenFile) && t.Token == "" {
 				d.failAt(p+".token", "is missing; give token or token_file")
@@ -365,8 +332,9 @@ func (c *Config) check(d *decoder, dir string) {
 	positive("flapping.quiet", c.Flapping.Quiet)
 
 	envs := map[string]*EnvironmentConfig{}
+	envAt := map[string]string{}
 	// Where an id is not known, no reference can be said to lead nowhere.
-	allEnvs := !d.broken("environments") && (len(c.Environments) > 0 || d.absent("environments"))
+	allEnvs := !d.partial && !d.broken("environments") && (len(c.Environments) > 0 || d.absent("environments"))
 	for i := range c.Environments {
 		e := &c.Environments[i]
 		p := fmt.Sprintf("environments[%d]", i)
@@ -374,7 +342,9 @@ func (c *Config) check(d *decoder, dir string) {
 		if e.ID == "" {
 			allEnvs = false
 		} else if envs[e.ID] != nil {
-			d.failAt(p+".id", "%q is given twice", e.ID)
+			d.failAt(p+".id", "%q is given twice; it stands at %s already", e.ID, d.at(envAt[e.ID]))
+		} else {
+			envAt[e.ID] = p
 		}
 		envs[e.ID] = e
 		checkText(d, p+".name", e.Name)
@@ -386,17 +356,18 @@ func (c *Config) check(d *decoder, dir string) {
 			d.failAt(p+".address", "%q is not a host name or an IP address (without a port)", e.Address)
 		}
 	}
-	servers := map[string]bool{}
+	servers := map[string]string{}
 	containers := map[[2]string]string{}
 	for i := range c.Servers {
 		s := &c.Servers[i]
 		p := fmt.Sprintf("servers[%d]", i)
 		checkID(d, p+".id", s.ID)
-		twice := s.ID != "" && servers[s.ID]
+		twice := s.ID != "" && servers[s.ID] != ""
 		if twice {
-			d.failAt(p+".id", "%q is given twice", s.ID)
+			d.failAt(p+".id", "%q is given twice; it stands at %s already", s.ID, d.at(servers[s.ID]))
+		} else {
+			servers[s.ID] = p
 		}
-		servers[s.ID] = true
 		checkText(d, p+".name", s.Name)
 		env := envs[s.Environment]
 		if s.Environment != "" {
@@ -406,7 +377,7 @@ func (c *Config) check(d *decoder, dir string) {
 			if name, ok := containerOf(d, p, s); ok && !(twice && name == s.ID) {
 				key := [2]string{s.Environment, name}
 				if other := containers[key]; other != "" {
-					d.failAt(p+".container", "%q is the container of %s already", name, other)
+					d.failAt(p+".container", "%q is the container of %s (%s) already", name, d.local(other), d.at(other))
 				}
 				containers[key] = p
 			}

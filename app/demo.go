@@ -66,7 +66,7 @@ func RunDemo(ctx context.Context, o DemoOptions) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var wg sync.WaitGroup
-	errs := make(chan error, 3)
+	errs := make(chan error, 8)
 	run := func(f func() error) {
 		wg.Go(func() {
 			if err := f(); err != nil && !errors.Is(err, context.Canceled) {
@@ -76,6 +76,7 @@ func RunDemo(ctx context.Context, o DemoOptions) (err error) {
 		})
 	}
 	config := demoConfig(fleet, o)
+	var told sync.Once
 	run(func() error {
 		return Run(ctx, Options{Config: config, Logger: o.Logger, Version: o.Version, OnReady: func(r Ready) {
 			if err := fleet.SetTarget(r.BaseURL); err != nil {
@@ -83,9 +84,16 @@ func RunDemo(ctx context.Context, o DemoOptions) (err error) {
 				cancel()
 				return
 			}
-			out.header(r.BaseURL, firstOf(o.Command, "statussync"), len(config.Servers), len(config.Environments))
+			told.Do(func() {
+				out.header(r.BaseURL, firstOf(o.Command, "statussync"), len(config.Servers), len(config.Environments))
+			})
 			if !o.Quiet {
-				run(func() error { return out.follow(ctx, r.Hub) })
+				wg.Go(func() { // it ends with this hub; after a restart there is another one
+					if err := out.follow(ctx, r.Hub); err != nil && !errors.Is(err, context.Canceled) {
+						errs <- err
+						cancel()
+					}
+				})
 			}
 		}})
 	})

@@ -109,6 +109,9 @@ type decoder struct {
 	nodes map[string]*yaml.Node // by path: for errors found later, about meaning
 	count int
 
+	parts   []fragmentPart // which elements of lists stand in fragments, in the order of files
+	partial bool           // something of a fragment could not be merged, maybe what seems to be missing
+
 	failed  map[string]bool // by path: what could not be read, so that nothing can be said of its meaning
 	unknown map[string]bool // by path of a mapping: it holds something unknown, maybe what seems to be missing
 }
@@ -145,7 +148,13 @@ func (d *decoder) absent(path string) bool {
 }
 
 func (d *decoder) tell(n *yaml.Node, path, format string, args ...any) {
-	loc := d.file
+	file, local := d.place(path)
+	d.tellIn(file, n, local, format, args...)
+}
+
+// tellIn is tell for what stands at a path of one file.
+func (d *decoder) tellIn(file string, n *yaml.Node, path, format string, args ...any) {
+	loc := file
 	if n != nil && n.Line > 0 {
 		loc += ":" + strconv.Itoa(n.Line)
 	}
@@ -178,17 +187,52 @@ func (d *decoder) failAt(path, format string, args ...any) {
 }
 
 func (d *decoder) err() error {
-	sort.SliceStable(d.errs, func(i, j int) bool { return lineOf(d.errs[i]) < lineOf(d.errs[j]) })
+	// The main file's first, then by file and line. Names of fragments are sorted already.
+	sort.SliceStable(d.errs, func(i, j int) bool {
+		fi, li := d.lineOf(d.errs[i])
+		fj, lj := d.lineOf(d.errs[j])
+		if fi != fj {
+			return fi == d.file || fj != d.file && fi < fj
+		}
+		return li < lj
+	})
 	return errors.Join(d.errs...)
 }
 
-func lineOf(err error) int {
+// lineOf takes a located error's location apart.
+func (d *decoder) lineOf(err error) (file string, line int) {
 	var e *statussync.Error
 	if !errors.As(err, &e) {
-		return 0
+		return d.file, 0
 	}
-	n, _ := strconv.Atoi(e.Location[strings.LastIndexByte(e.Location, ':')+1:])
-	return n
+	i := strings.LastIndexByte(e.Location, ':')
+	n, err := strconv.Atoi(e.Location[i+1:])
+	if err != nil {
+		return e.Location, 0
+	}
+	return e.Location[:i], n
+}
+
+// isConfigKey reports whether a path of keys names something in a Config.
+func isConfigKey(path string) bool {
+	t := reflect.TypeFor[Config]()
+next:
+	for _, key := range strings.Split(path, ".") {
+		if t.Kind() == reflect.Pointer {
+			t = t.Elem()
+		}
+		if t.Kind() != reflect.Struct {
+			return false
+		}
+		for i := range t.NumField() {
+			if name, _, _ := strings.Cut(t.Field(i).Tag.Get("yaml"), ","); name == key && name != "" {
+				t = t.Field(i).Type
+				continue next
+			}
+		}
+		return false
+	}
+	return true
 }
 
 var (

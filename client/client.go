@@ -147,7 +147,24 @@ type Problem struct {
 	CloseCode  int           // the WebSocket close code, where the refusal came on a subscription; else 0
 	RequestID  string        // for the service's operator, who finds it in the log
 	RetryAfter time.Duration // as the service asked; 0: it did not
+	Faults     []Fault       // each fault where there are several, at most 100
 }
+
+// Fault is one of several things that are wrong with a request, or with a file that it is about.
+type Fault struct {
+	Location string // a field, or file:line; may be empty
+	Message  string
+}
+
+// Error returns location and message.
+func (f Fault) Error() string {
+	if f.Location == "" {
+		return f.Message
+	}
+	return f.Location + ": " + f.Message
+}
+
+const maxFaults = 100
 
 // Error says where the refusal came from, for logs: the detail for people is that of the *statussync.Error around it.
 func (p *Problem) Error() string {
@@ -312,6 +329,13 @@ func (c *Client) refusal(resp *http.Response, body []byte) error {
 	prob := &Problem{
 		Status: resp.StatusCode, RequestID: statussync.CleanText(p.RequestID, statussync.MaxWordText),
 		RetryAfter: retryAfter(resp.Header.Get("Retry-After")),
+	}
+	if len(p.Errors) > 1 {
+		for _, f := range p.Errors[:min(len(p.Errors), maxFaults)] {
+			prob.Faults = append(prob.Faults, Fault{
+				Location: statussync.CleanText(f.Location, statussync.MaxErrorText), Message: statussync.CleanText(f.Message, statussync.MaxErrorText),
+			})
+		}
 	}
 	return &statussync.Error{
 		Code:     statussync.Code(statussync.CleanText(string(e.Code), statussync.MaxWordText)),

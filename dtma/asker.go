@@ -25,9 +25,10 @@ type AskerOptions struct {
 }
 
 const (
-	defaultAskTimeout = 5 * time.Second // where the request has none
-	maxAnswer         = 1 << 20         // bytes of an answer, as of a heartbeat
-	maxPending        = 8               // questions that an environment can have waiting
+	defaultAskTimeout  = 5 * time.Second // where the request has none
+	maxAnswer          = 1 << 20         // bytes of an answer, as of a heartbeat
+	defaultConcurrency = 32
+	maxPending         = 8 // questions that an environment can have waiting
 )
 
 // Causes beside those of package guard.
@@ -46,18 +47,18 @@ const (
 // Observer before the environment is asked again.
 type Asker struct {
 	userAgent          string
-	concurrency        int
 	log                *slog.Logger
 	trusted, untrusted *http.Transport
 	wake               chan struct{}
-	jobs               chan *agent // never full: it has room for all that may be under way
+	jobs               chan *agent // rarely full: it has room for all that could be under way at first
 
-	mu      sync.Mutex
-	ran     bool
-	agents  map[string]*agent
-	due     agentHeap // those with something waiting and nothing under way
-	asking  int
-	workers int
+	mu          sync.Mutex
+	concurrency int
+	ran         bool
+	agents      map[string]*agent
+	due         agentHeap // those with something waiting and nothing under way
+	asking      int
+	workers     int
 }
 
 // agent is one environment that has a question waiting or under way.
@@ -106,7 +107,7 @@ func NewAsker(o AskerOptions) *Asker {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.Concurrency <= 0 {
-		o.Concurrency = 32
+		o.Concurrency = defaultConcurrency
 	}
 	transport := func(trusted bool) *http.Transport {
 		t := o.Guard.Transport(trusted)
@@ -282,6 +283,24 @@ func (a *Asker) serve(ctx context.Context, g *agent, to statussync.Observer) (er
 	a.mu.Unlock()
 	a.signal()
 	return err
+}
+
+// SetConcurrency replaces AskerOptions.Concurrency; below 1 it is taken as the default. It does not block.
+func (a *Asker) SetConcurrency(n int) {
+	if n <= 0 {
+		n = defaultConcurrency
+	}
+	a.mu.Lock()
+	a.concurrency = n
+	a.mu.Unlock()
+	a.signal()
+}
+
+// Ask puts one question now, beside those that the engine requests, and returns an *statussync.AgentReport or an
+// *statussync.AgentFailed; the Observer is not told. It blocks for at most q.Timeout (5 s where that is zero), whether
+// Run runs or not, and q.After is not looked at. Who asks many agents bounds how many at once.
+func (a *Asker) Ask(ctx context.Context, q *statussync.AskAgent) statussync.Observation {
+	return a.ask(ctx, q)
 }
 
 // ask puts one question and returns what became of it.

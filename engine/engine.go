@@ -166,8 +166,14 @@ func (e *Engine) SetPolicy(now time.Time, p Policy, eff *Effects) error {
 	e.Tick(now, eff)
 	now = e.now
 	e.p = p
-	for _, s := range e.servers {
-		e.refreshTarget(s)
+	for id, s := range e.servers {
+		before := e.Probing(id)
+		if e.refreshTarget(s); e.Probing(id) != before {
+			e.touched[id] = struct{}{}
+		}
+	}
+	for id := range e.envs { // their limits may have moved
+		e.touchedEnvs[id] = struct{}{}
 	}
 	e.evalAll(now, eff)
 	return nil

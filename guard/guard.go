@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -26,22 +27,30 @@ type Options struct {
 
 // Guard judges addresses. The zero Guard, and a nil one, allow untrusted sources public unicast addresses only.
 type Guard struct {
-	allow []netip.Prefix
+	allow atomic.Pointer[[]netip.Prefix] // replaced whole, never changed
 }
 
 // New returns a Guard. It copies what it needs of o.
 func New(o Options) *Guard {
 	g := &Guard{}
-	for _, p := range o.AllowNetworks {
+	g.SetAllowNetworks(o.AllowNetworks)
+	return g
+}
+
+// SetAllowNetworks replaces Options.AllowNetworks for every connection that is made from now on; those that are open stay
+// open. It copies what it needs.
+func (g *Guard) SetAllowNetworks(networks []netip.Prefix) {
+	var allow []netip.Prefix
+	for _, p := range networks {
 		if !p.IsValid() {
 			continue
 		}
 		if p.Addr().Is4In6() && p.Bits() >= 96 {
 			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
 		}
-		g.allow = append(g.allow, p.Masked())
+		allow = append(allow, p.Masked())
 	}
-	return g
+	g.allow.Store(&allow)
 }
 
 // RefusedError says that the guard did not let a connection be made. Nothing was sent.
@@ -201,7 +210,11 @@ func (g *Guard) allowed(a netip.Addr) bool {
 	if a.Is4In6() {
 		a = a.Unmap()
 	}
-	for _, n := range g.allow {
+	allow := g.allow.Load()
+	if allow == nil {
+		return false
+	}
+	for _, n := range *allow {
 		if n.Contains(a) {
 			return true
 		}

@@ -44,7 +44,20 @@ type Credential struct {
 	Name      string // stands as the actor in what follows; limits are counted by it
 	Role      Role
 	ExpiresAt time.Time // zero: never. A WebSocket is closed with 4001 when it is passed
+
+	via  via
+	hash [sha256.Size]byte // of the token, with viaToken
 }
+
+// via is how somebody proved who they are, where that can end.
+type via uint8
+
+const (
+	viaOther via = iota // an Authenticator's own affair
+	viaToken            // one of Tokens
+	viaLoopback
+	viaLegacy
+)
 
 // Authenticator knows tokens. Its methods are safe for concurrent use, don't block, and take the same time whether a
 // token is nearly right or not at all.
@@ -63,28 +76,56 @@ type TokenSpec struct {
 	ExpiresAt time.Time // zero: never
 }
 
-// Tokens is an Authenticator over a fixed set, and agents' tokens that come and go. It keeps only SHA-256 hashes and looks
-// up by hash: how long a lookup takes depends on the hash, which tells nothing about the token.
+// Tokens is an Authenticator over a configured set, which can be replaced, and agents' tokens that come and go. It keeps
+// only SHA-256 hashes and looks up by hash: how long a lookup takes depends on the hash, which tells nothing about the
+// token.
 type Tokens struct {
-	tokens  map[[sha256.Size]byte]Credential
-	agents  map[[sha256.Size]byte]string
+	set     atomic.Pointer[tokenSet]
 	managed atomic.Pointer[map[[sha256.Size]byte]string] // replaced whole, never changed
 	now     func() time.Time
-	err     error // a wrong spec; New reports it
+	err     error // a wrong spec; New and Replace report it
 }
 
-// SetManagedAgents replaces the agents' tokens beside the fixed set by these: environment ids by the SHA-256 of the token.
+// tokenSet is what a configuration says. It is never changed.
+type tokenSet struct {
+	tokens map[[sha256.Size]byte]Credential
+	agents map[[sha256.Size]byte]string
+}
+
+// Err returns what is wrong with the tokens, nil for nothing. New and Replace refuse those with an error.
+func (t *Tokens) Err() error { return t.err }
+
+// Replace puts the configured set of another Tokens in the place of this one's, all at once, for every request that comes
+// from now on; managed agents' tokens stay. Streams that are open are looked at by API.CheckCredentials. Safe for
+// concurrent use. On error nothing has changed.
+func (t *Tokens) Replace(by *Tokens) error {
+	if by.err != nil {
+		return by.err
+	}
+	t.set.Store(by.set.Load())
+	return nil
+}
+
+// Valid implements Verifier.
+func (t *Tokens) Valid(c Credential) bool {
+	now, ok := t.set.Load().tokens[c.hash]
+	return c.via != viaToken || ok && now.Name == c.Name && now.Role == c.Role && now.ExpiresAt.Equal(c.ExpiresAt)
+}
+
+// SetManagedAgents replaces the agents' tokens beside the configured set by these: environment ids by the SHA-256 of the token.
 // It takes effect for the next request. The map must not be changed afterwards. Safe for concurrent use.
 func (t *Tokens) SetManagedAgents(agents map[[sha256.Size]byte]string) { t.managed.Store(&agents) }
 
 // NewTokens returns the Authenticator of these tokens and agents' tokens (by environment id). New refuses it where a
 // token is empty or given twice, or a role is unknown.
 func NewTokens(specs []TokenSpec, agents map[string][]string) *Tokens {
-	t := &Tokens{tokens: make(map[[sha256.Size]byte]Credential), agents: make(map[[sha256.Size]byte]string), now: time.Now}
+	t := &Tokens{now: time.Now}
+	set := &tokenSet{tokens: make(map[[sha256.Size]byte]Credential), agents: make(map[[sha256.Size]byte]string)}
+	t.set.Store(set)
 	for i, s := range specs {
 		at := "Auth.tokens[" + strconv.Itoa(i) + "]"
 		h := sha256.Sum256([]byte(s.Token))
-		switch _, twice := t.tokens[h]; {
+		switch _, twice := set.tokens[h]; {
 		case s.Token == "":
 			t.err = statussync.Invalid(at, "has no token")
 		case twice:
@@ -92,17 +133,17 @@ func NewTokens(specs []TokenSpec, agents map[string][]string) *Tokens {
 		case s.Role.rank() == 0:
 			t.err = statussync.Invalid(at, "has the unknown role "+strconv.Quote(string(s.Role))+"; it must be viewer, operator or admin")
 		}
-		t.tokens[h] = Credential{Name: s.Name, Role: s.Role, ExpiresAt: s.ExpiresAt}
+		set.tokens[h] = Credential{Name: s.Name, Role: s.Role, ExpiresAt: s.ExpiresAt, via: viaToken, hash: h}
 	}
 	for env, list := range agents {
 		for _, token := range list {
 			h := sha256.Sum256([]byte(token))
-			if other, twice := t.agents[h]; token == "" {
+			if other, twice := set.agents[h]; token == "" {
 				t.err = statussync.Invalid("Auth.agents", "environment "+strconv.Quote(env)+" has an empty token")
-			} else if _, user := t.tokens[h]; user || (twice && other != env) {
+			} else if _, user := set.tokens[h]; user || (twice && other != env) {
 				t.err = statussync.Invalid("Auth.agents", "the token of environment "+strconv.Quote(env)+" is also somebody else's")
 			}
-			t.agents[h] = env
+			set.agents[h] = env
 		}
 	}
 	return t
@@ -110,7 +151,7 @@ func NewTokens(specs []TokenSpec, agents map[string][]string) *Tokens {
 
 // Token implements Authenticator.
 func (t *Tokens) Token(token string) (Credential, bool) {
-	c, ok := t.tokens[sha256.Sum256([]byte(token))]
+	c, ok := t.set.Load().tokens[sha256.Sum256([]byte(token))]
 	if ok && !c.ExpiresAt.IsZero() && !t.now().Before(c.ExpiresAt) {
 		return Credential{}, false
 	}
@@ -120,7 +161,7 @@ func (t *Tokens) Token(token string) (Credential, bool) {
 // Agent implements Authenticator.
 func (t *Tokens) Agent(token string) (string, bool) {
 	h := sha256.Sum256([]byte(token))
-	env, ok := t.agents[h]
+	env, ok := t.set.Load().agents[h]
 	if managed := t.managed.Load(); !ok && managed != nil {
 		env, ok = (*managed)[h]
 	}
@@ -128,10 +169,10 @@ func (t *Tokens) Agent(token string) (string, bool) {
 }
 
 // local is who connects over loopback to a service without tokens.
-var local = Credential{Name: "local", Role: RoleAdmin}
+var local = Credential{Name: "local", Role: RoleAdmin, via: viaLoopback}
 
 // legacyViewer is who connects without a credential where Options.LegacyViewer allows it.
-var legacyViewer = Credential{Name: "legacy", Role: RoleViewer}
+var legacyViewer = Credential{Name: "legacy", Role: RoleViewer, via: viaLegacy}
 
 // maxToken bounds what is hashed.
 const maxToken = 4096
@@ -155,7 +196,7 @@ func bearer(r *http.Request) (token string, ok bool, err error) {
 // nobody's, CodeForbidden for an agent's, CodeRateLimited.
 func (a *API) authenticate(r *http.Request) (*Credential, error) {
 	addr, direct := a.remote(r)
-	if a.opts.OpenLoopback && direct && addr.IsLoopback() {
+	if a.set.Load().openLoopback && direct && addr.IsLoopback() {
 		c := local
 		return &c, nil
 	}
@@ -385,9 +426,10 @@ func (l *limits) command(name string) error {
 		lim = rate.NewLimiter(rate.Limit(l.perSecond), l.perSecond)
 		l.cmds.put(name, lim)
 	}
+	most := l.perSecond
 	l.mu.Unlock()
 	if !lim.Allow() {
-		return statussync.NewError(statussync.CodeRateLimited, "more than "+strconv.Itoa(l.perSecond)+" commands per second with this credential", nil)
+		return statussync.NewError(statussync.CodeRateLimited, "more than "+strconv.Itoa(most)+" commands per second with this credential", nil)
 	}
 	return nil
 }

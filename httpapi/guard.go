@@ -95,7 +95,7 @@ func (a *API) remote(r *http.Request) (addr netip.Addr, direct bool) {
 }
 
 func (a *API) trusted(addr netip.Addr) bool {
-	for _, p := range a.opts.TrustedProxies {
+	for _, p := range a.set.Load().proxies {
 		if p.Contains(addr) {
 			return true
 		}
@@ -106,7 +106,7 @@ func (a *API) trusted(addr netip.Addr) bool {
 // checkOrigin refuses a stream to a page of a foreign web origin. Programs send no Origin.
 func (a *API) checkOrigin(r *http.Request) error {
 	origin := r.Header.Get("Origin")
-	if origin == "" || a.allowed[strings.ToLower(origin)] {
+	if origin == "" || a.set.Load().allowed[strings.ToLower(origin)] {
 		return nil
 	}
 	if u, err := url.Parse(origin); err == nil && u.Host != "" && strings.EqualFold(u.Host, r.Host) {

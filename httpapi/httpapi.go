@@ -100,6 +100,8 @@ type Options struct {
 	CommentEvery  time.Duration // SSE's sign of life; default 15 s
 
 	Registry Registry // the managed registry; nil: it is not served
+	Control  Control  // how the service is operated; nil: that is not served
+	Syncer   Syncer   // reads the registries again; nil: that is not served
 
 	Metrics     http.Handler                               // GET /metrics; nil: not served
 	Root        http.Handler                               // GET of whatever no route serves; nil: "/" says where the API is
@@ -107,6 +109,11 @@ type Options struct {
 	Version     string
 	Logger      *slog.Logger // nil: discards
 }
+
+const (
+	defaultLoginFailures = 5
+	defaultCommands      = 100
+)
 
 func (o Options) withDefaults() Options {
 	num := func(n *int, d int) {
@@ -119,8 +126,8 @@ func (o Options) withDefaults() Options {
 			*n = d
 		}
 	}
-	num(&o.LoginFailuresPerMinute, 5)
-	num(&o.CommandsPerSecond, 100)
+	num(&o.LoginFailuresPerMinute, defaultLoginFailures)
+	num(&o.CommandsPerSecond, defaultCommands)
 	num(&o.MaxConnections, 10_000)
 	num(&o.ReplayBytesPerSecond, 64<<20)
 	dur(&o.WriteTimeout, 5*time.Second)
@@ -140,17 +147,16 @@ func (o Options) withDefaults() Options {
 
 // API serves everything. It is safe for concurrent use.
 type API struct {
-	opts    Options
-	log     *slog.Logger
-	mux     *http.ServeMux
-	huma    huma.API
-	origins *http.CrossOriginProtection
-	hosts   hostList
-	allowed map[string]bool // AllowedOrigins, lower case
-	logins  *logins
-	beats   *logins       // heartbeats' wrong tokens, which are counted apart
-	lead    time.Duration // how long before its time a stream becomes due; see by
-	limits  *limits
+	opts       Options // what Settings has of it counts in set
+	set        atomic.Pointer[settings]
+	generation atomic.Uint64 // counts CheckCredentials
+	log        *slog.Logger
+	mux        *http.ServeMux
+	huma       huma.API
+	logins     *logins
+	beats      *logins       // heartbeats' wrong tokens, which are counted apart
+	lead       time.Duration // how long before its time a stream becomes due; see by
+	limits     *limits
 
 	patterns []string // what is on the mux
 
@@ -186,21 +192,16 @@ func New(o Options) (*API, error) {
 			return nil, statussync.Invalid(n.name, "must not be negative")
 		}
 	}
-	a := &API{
-		opts: o, log: o.Logger, mux: http.NewServeMux(), origins: http.NewCrossOriginProtection(),
-		allowed: make(map[string]bool), stop: make(chan struct{}),
-	}
-	for _, origin := range o.AllowedOrigins {
-		origin = strings.TrimSuffix(origin, "/")
-		if err := a.origins.AddTrustedOrigin(origin); err != nil {
-			return nil, &statussync.Error{Code: statussync.CodeInvalid, Location: "AllowedOrigins", Detail: "an origin looks like https://host or https://host:port", Err: err}
-		}
-		a.allowed[strings.ToLower(origin)] = true
-	}
-	var err error
-	if a.hosts, err = newHostList(o.Listen, o.AllowedHosts); err != nil {
+	a := &API{opts: o, log: o.Logger, mux: http.NewServeMux(), stop: make(chan struct{})}
+	set, err := newSettings(o.Listen, Settings{
+		OpenLoopback: o.OpenLoopback, LegacyViewer: o.LegacyViewer, AllowedHosts: o.AllowedHosts, AllowedOrigins: o.AllowedOrigins,
+		TrustedProxies: o.TrustedProxies, LoginFailuresPerMinute: o.LoginFailuresPerMinute, CommandsPerSecond: o.CommandsPerSecond,
+	})
+	if err != nil {
 		return nil, err
 	}
+	a.set.Store(set)
+	a.generation.Store(1)
 	a.logins, a.beats = newLogins(o.LoginFailuresPerMinute), newLogins(o.LoginFailuresPerMinute)
 	a.limits = newLimits(o.CommandsPerSecond, o.MaxConnections, o.ReplayBytesPerSecond)
 	a.streams.init()
@@ -308,11 +309,11 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	// Streams replace this by a deadline per write. Errors: a writer without deadlines (in tests) can't be blocked.
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(answerTimeout))
-	if err := a.hosts.check(r); err != nil {
+	if err := a.set.Load().hosts.check(r); err != nil {
 		a.fail(rw, r, err)
 		return
 	}
-	if err := a.origins.Check(r); err != nil {
+	if err := a.set.Load().origins.Check(r); err != nil {
 		a.fail(rw, r, statussync.NewError(statussync.CodeForbidden, "requests that change something are not taken from other web origins", err))
 		return
 	}

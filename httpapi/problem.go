@@ -68,6 +68,9 @@ func (p *problem) ContentType(string) string { return "application/problem+json"
 // defaultRetryAfter is what Retry-After says where nothing better is known, in seconds.
 const defaultRetryAfter = 1
 
+// maxFaults bounds the faults that one problem lists: a file may have any number.
+const maxFaults = 50
+
 // withRetry gives an error the Retry-After header that its problem will have.
 type withRetry struct {
 	error
@@ -97,10 +100,13 @@ func (a *API) toProblem(ctx context.Context, err error) *problem {
 	}
 	var e *statussync.Error
 	if all := faults(err); len(all) > 1 && code != statussync.CodeInternal {
-		for _, e := range all {
+		for _, e := range all[:min(len(all), maxFaults)] {
 			p.Errors = append(p.Errors, wire.ProblemError{Location: e.Location, Message: e.Detail})
 		}
 		p.Detail = strconv.Itoa(len(all)) + " faults"
+		if len(all) > maxFaults {
+			p.Detail += ", the first of which are listed"
+		}
 	} else if errors.As(err, &e) && e.Location != "" && code != statussync.CodeInternal {
 		p.Errors = []wire.ProblemError{{Location: e.Location, Message: e.Detail}}
 	}

@@ -143,7 +143,7 @@ func (a *API) permit(cred *Credential, need access) error {
 		want = RoleAdmin
 	}
 	switch {
-	case cred == nil && a.opts.OpenLoopback:
+	case cred == nil && a.set.Load().openLoopback:
 		return statussync.NewError(statussync.CodeUnauthorized, "this service has no tokens configured and serves only its own machine", nil)
 	case cred == nil:
 		return statussync.NewError(statussync.CodeUnauthorized, "a token is needed: Authorization: Bearer <token>", nil)
@@ -310,12 +310,19 @@ func (a *API) routes() error {
 		a.registryRoutes()
 	}
 
+	a.operationRoutes()
+
 	register(a, get(wire.BasePath+"/servers/{id}/history", "get-history", "journal", "Entries of one server, newest first"), accessViewer, a.history)
 	register(a, get(wire.BasePath+"/updates", "list-updates", "journal", "The journal, oldest first"), accessViewer, a.updates)
 	register(a, get(wire.BasePath+"/sync/metrics", "sync-metrics", "service", "Numbers of the fleet"), accessViewer,
 		func(context.Context, *empty) (*body[wire.Metrics], error) {
 			m := a.opts.Hub.SyncMetrics()
-			return &body[wire.Metrics]{wire.FromMetrics(&m)}, nil
+			out := wire.FromMetrics(&m)
+			if a.opts.Control != nil {
+				p := a.opts.Control.Probing()
+				out.ProbingEnabled = &p.Enabled
+			}
+			return &body[wire.Metrics]{out}, nil
 		})
 
 	register(a, get("/healthz", "healthz", "service", "The process is alive"), accessOpen,
@@ -579,6 +586,10 @@ func (a *API) readyz(ctx context.Context, _ *empty) (*readyOutput, error) {
 			a.log.Debug("a dependency is not well", "check", an.name, "error", an.err)
 		}
 		full.Checks[an.name] = c
+	}
+	if a.opts.Control != nil {
+		p := a.opts.Control.Probing()
+		full.Probing = &p
 	}
 	if a.draining.Load() {
 		full.Status, full.Detail = wire.ReadyNo, "the service is stopping"

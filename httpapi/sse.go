@@ -86,7 +86,7 @@ func (a *API) stream(w http.ResponseWriter, r *http.Request) {
 		shortQueue(r.Context())
 	}
 	out.buf = append(out.buf, "retry: 2000\n\n"...)
-	err = s.run(r.Context(), a, sub, out, cred.ExpiresAt)
+	err = s.run(r.Context(), a, sub, out, cred)
 	slow = errors.Is(err, os.ErrDeadlineExceeded)
 }
 
@@ -99,7 +99,8 @@ func beginStream(w http.ResponseWriter) {
 }
 
 // run tells events until the stream ends. The error is that of a write.
-func (s *eventStream) run(ctx context.Context, a *API, sub statussync.Subscription, out *eventWriter, expires time.Time) error {
+func (s *eventStream) run(ctx context.Context, a *API, sub statussync.Subscription, out *eventWriter, cred *Credential) error {
+	expires, checked := cred.ExpiresAt, uint64(0)
 	buf := make([]statussync.Event, 0, fewEvents)
 	bookmarkAt := a.by(time.Now(), a.opts.BookmarkEvery)
 	for {
@@ -107,6 +108,11 @@ func (s *eventStream) run(ctx context.Context, a *API, sub statussync.Subscripti
 		now := time.Now()
 		if s.why.Load() != nil || ctx.Err() != nil || (!expires.IsZero() && !now.Before(expires)) {
 			return nil
+		}
+		if g := a.generation.Load(); g != checked {
+			if checked = g; !a.current(cred) {
+				return nil
+			}
 		}
 		if !now.Before(bookmarkAt) {
 			if at, ok := sub.Bookmark(); ok {

@@ -46,7 +46,7 @@ type socket struct {
 	ws     *websocket.Conn // for reading
 	nc     net.Conn        // for writing
 	legacy bool
-	open   bool // everybody on loopback is admin, and this is one
+	open   bool // it comes from this machine, and not through a proxy
 	addr   netip.Addr
 
 	in     chan inbound
@@ -59,6 +59,7 @@ type socket struct {
 
 	// ---
 	cred      *Credential // nil: not yet
+	checked   uint64      // API.generation when cred was last looked at; 0: it was not
 	counted   string      // the name under which the connection is counted; "" while it has no credential
 	isCounted bool
 	authBy    time.Time
@@ -176,7 +177,7 @@ func (a *API) websocket(w http.ResponseWriter, r *http.Request, legacy bool) {
 		a.fail(w, r, err)
 		return
 	}
-	if cred == nil && legacy && a.opts.LegacyViewer {
+	if cred == nil && legacy && a.set.Load().legacyViewer {
 		c := legacyViewer
 		cred = &c
 	}
@@ -209,12 +210,13 @@ func (a *API) websocket(w http.ResponseWriter, r *http.Request, legacy bool) {
 	}
 	now := time.Now()
 	addr, direct := a.remote(r)
+	set := a.set.Load()
 	c := &socket{
-		a: a, ws: ws, nc: nc, legacy: legacy, addr: addr, open: a.opts.OpenLoopback && direct && addr.IsLoopback(),
+		a: a, ws: ws, nc: nc, legacy: legacy, addr: addr, open: direct && addr.IsLoopback(),
 		in: make(chan inbound, maxInbound), gone: make(chan struct{}), reader: make(chan struct{}),
 		// The request's context ends with its handler; the connection lives on.
 		waker: waker{parent: context.Background()}, authBy: a.by(now, a.opts.AuthWait),
-		frames: rate.NewLimiter(rate.Limit(a.opts.CommandsPerSecond), a.opts.CommandsPerSecond),
+		frames: rate.NewLimiter(rate.Limit(set.commands), set.commands),
 		pingAt: a.by(now, a.opts.PingEvery), events: make([]statussync.Event, 0, fewEvents),
 	}
 	a.streams.add(c)
@@ -237,7 +239,7 @@ func (c *socket) become(cred *Credential) bool {
 		c.uncount()
 		c.counted, c.isCounted = name, true
 	}
-	c.cred = cred
+	c.cred, c.checked = cred, 0 // tokens may have changed since it was looked up
 	return true
 }
 
@@ -427,6 +429,15 @@ func (c *socket) clock(now time.Time) *closeReason {
 	if c.cred == nil && !now.Before(c.authBy) {
 		return &closeReason{code: wire.CloseUnauthorized, text: "no credential was presented in time"}
 	}
+	if g := c.a.generation.Load(); g != c.checked {
+		c.checked = g
+		if !c.a.current(c.cred) {
+			return &closeReason{code: wire.CloseTokenExpired, text: "the credential is not valid any more"}
+		}
+		if n := c.a.set.Load().commands; n != c.frames.Burst() {
+			setLimit(c.frames, float64(n), n)
+		}
+	}
 	var expires time.Time
 	if c.cred != nil {
 		if expires = c.cred.ExpiresAt; !expires.IsZero() && !now.Before(expires) {
@@ -561,7 +572,7 @@ func (c *socket) answered(data []byte) {
 
 func (c *socket) auth(f *wire.ClientFrame) *closeReason {
 	cred := c.cred
-	if !c.open {
+	if !c.open || !c.a.set.Load().openLoopback {
 		var err error
 		if cred, err = c.a.login(c.addr, f.Token); err != nil {
 			switch statussync.CodeOf(err) {

@@ -129,6 +129,7 @@ type Hub struct {
 
 	trouble  atomic.Pointer[string] // why the store is not trusted now; nil: it is
 	lastSync atomic.Pointer[syncMark]
+	notes    sync.Map // of Remember: []byte by the record's id
 	count    counters
 }
 

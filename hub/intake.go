@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/agentopia/statussync"
+	"github.com/agentopia/statussync/engine"
 )
 
 // message is what one call of Observe, TryObserve or Submit put into the inbox.
@@ -13,6 +14,9 @@ type message struct {
 	obs     []statussync.Observation
 	weight  int64
 	receipt *receipt // nil: nobody waits
+
+	policy *engine.Policy     // replaced before obs are taken; nil: it stays
+	note   *statussync.Record // stored with what follows from obs; nil: none
 }
 
 // receipt is where a Submit waits. Its fields are written before done is closed.
@@ -127,11 +131,16 @@ func (h *Hub) TryObserve(obs ...statussync.Observation) error {
 //
 // When ctx ends first, the observations are concluded from all the same.
 func (h *Hub) Submit(ctx context.Context, obs ...statussync.Observation) ([]*statussync.Entry, error) {
-	r := &receipt{done: make(chan struct{})}
-	m, err := h.message(obs, r)
+	m, err := h.message(obs, &receipt{done: make(chan struct{})})
 	if err != nil {
 		return nil, err
 	}
+	return h.submit(ctx, m)
+}
+
+// submit puts a message with a receipt into the inbox and waits for the receipt.
+func (h *Hub) submit(ctx context.Context, m message) ([]*statussync.Entry, error) {
+	r := m.receipt
 	if err := h.put(ctx, m); err != nil {
 		return nil, err
 	}

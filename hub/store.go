@@ -102,7 +102,7 @@ func (w *writer) landed(err error) {
 
 func hasNote(b *statussync.Batch) bool {
 	for i := len(b.Records) - 1; i >= 0; i-- {
-		if b.Records[i].Kind == statussync.RecordHub {
+		if b.Records[i].Kind == statussync.RecordHub && b.Records[i].ID == noteID {
 			return true
 		}
 	}
@@ -161,7 +161,7 @@ func (w *writer) setCause(err error) {
 // bounded by what the engine knows.
 func (w *writer) stash(records []statussync.Record) {
 	for _, r := range records {
-		if r.Kind == statussync.RecordHub {
+		if r.Kind == statussync.RecordHub && r.ID == noteID {
 			continue
 		}
 		if w.pending == nil {

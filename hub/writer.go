@@ -61,6 +61,7 @@ type batch struct {
 	eff          engine.Effects
 	receipts     []claim
 	answers      []func()
+	notes        []statussync.Record
 	observations int
 	begun        time.Time
 	ticked       bool // time passed: facts may have changed without an entry
@@ -125,7 +126,9 @@ func (h *Hub) restore(ctx context.Context) (*writer, error) {
 			return nil, fmt.Errorf("reading the stored evidence: %w", err)
 		}
 		if r.Kind == statussync.RecordHub {
-			noted = noted || r.ID == noteID
+			if noted = noted || r.ID == noteID; r.ID != noteID {
+				h.notes.Store(r.ID, r.Data)
+			}
 			continue
 		}
 		if err := h.eng.Restore(r); err != nil {
@@ -280,6 +283,15 @@ func (w *writer) take(m message) {
 	now := w.now()
 	w.tickAt(now)
 	entries, errs := len(b.eff.Entries), len(b.eff.Errors)
+	if m.policy != nil {
+		if err := w.eng.SetPolicy(now, *m.policy, &b.eff); err != nil { // it was checked before
+			b.eff.Errors = append(b.eff.Errors, err)
+		}
+		b.ticked = true
+	}
+	if m.note != nil {
+		b.notes = append(b.notes, *m.note)
+	}
 	for _, o := range m.obs {
 		before := len(b.eff.Errors)
 		w.eng.Step(now, w.translate(o, now), &b.eff)
@@ -380,6 +392,7 @@ func (w *writer) advance() {
 		if w.flying == nil || !w.flying.holds {
 			if !w.open.empty() {
 				b := w.seal()
+				w.stash(b.notes)
 				w.keepVolatile(b)
 				w.publish(b)
 			}
@@ -404,6 +417,7 @@ func (w *writer) advance() {
 	if len(b.entries) > 0 {
 		jb.Records = w.eng.DirtyFor(b.eff.Entries, nil)
 	}
+	jb.Records = append(jb.Records, b.notes...)
 	if house {
 		limit := maxBatchRecords
 		if w.stopping {

@@ -40,30 +40,32 @@ const (
 
 // Scheduler probes servers as their plans say. Its methods are safe for concurrent use.
 type Scheduler struct {
-	probers        map[statussync.ProbeKind]statussync.Prober
-	concurrency    int
-	perEnvironment int
-	log            *slog.Logger
+	probers map[statussync.ProbeKind]statussync.Prober
+	log     *slog.Logger
 
 	wake    chan struct{} // something is due earlier, or a place is free
 	results chan struct{} // done is not empty
-	jobs    chan *flight  // never full: a flight holds a place until its result is taken
+	// jobs is rarely full: it has room for all places that there were at first, and a flight holds its place until its
+	// result is taken. Where limits were raised since, a flight may wait for its worker to come back, which it does soon.
+	jobs chan *flight
 
-	mu       sync.Mutex
-	phase    phase
-	disabled bool
-	targets  map[string]*target
-	due      dueHeap // idle targets by time
-	groups   map[string]*group
-	lanes    [2]ring // groups that may start something
-	turn     lane    // which lane is asked first
-	inFlight int     // places taken: running, or waiting for the Observer
-	slow     int     // of these, slow ones
-	workers  int
-	busy     int // flights that a worker has or will have
-	done     []*flight
-	spread   float64 // position in the golden sequence
-	stats    Stats
+	mu             sync.Mutex
+	concurrency    int
+	perEnvironment int
+	phase          phase
+	disabled       bool
+	targets        map[string]*target
+	due            dueHeap // idle targets by time
+	groups         map[string]*group
+	lanes          [2]ring // groups that may start something
+	turn           lane    // which lane is asked first
+	inFlight       int     // places taken: running, or waiting for the Observer
+	slow           int     // of these, slow ones
+	workers        int
+	busy           int // flights that a worker has or will have
+	done           []*flight
+	spread         float64 // position in the golden sequence
+	stats          Stats
 }
 
 type phase uint8
@@ -133,17 +135,9 @@ func (c *call) end(res *statussync.ProbeResult, err error) {
 
 // New returns a Scheduler. The error says which option is wrong.
 func New(o Options) (*Scheduler, error) {
-	if o.Concurrency == 0 {
-		o.Concurrency = defaultConcurrency
-	}
-	if o.PerEnvironment == 0 {
-		o.PerEnvironment = defaultPerEnvironment
-	}
-	switch {
-	case o.Concurrency < 0:
-		return nil, statussync.Invalid("concurrency", "must be at least 1")
-	case o.PerEnvironment < 0:
-		return nil, statussync.Invalid("per_environment", "must be at least 1")
+	var err error
+	if o.Concurrency, o.PerEnvironment, err = limits(o.Concurrency, o.PerEnvironment); err != nil {
+		return nil, err
 	}
 	probers := make(map[statussync.ProbeKind]statussync.Prober, len(o.Probers))
 	for k, p := range o.Probers {
@@ -456,6 +450,39 @@ func (s *Scheduler) SetEnabled(on bool) {
 	}
 	s.mu.Unlock()
 	signal(s.wake)
+}
+
+// SetLimits replaces Options.Concurrency and Options.PerEnvironment; 0 means the default. Probes under way are not given
+// up where there are more of them than that: fewer begin. The error says which limit is wrong, and nothing was changed.
+func (s *Scheduler) SetLimits(concurrency, perEnvironment int) error {
+	concurrency, perEnvironment, err := limits(concurrency, perEnvironment)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.concurrency, s.perEnvironment = concurrency, perEnvironment
+	for _, g := range s.groups {
+		s.offer(g)
+	}
+	s.mu.Unlock()
+	signal(s.wake)
+	return nil
+}
+
+func limits(concurrency, perEnvironment int) (int, int, error) {
+	if concurrency == 0 {
+		concurrency = defaultConcurrency
+	}
+	if perEnvironment == 0 {
+		perEnvironment = defaultPerEnvironment
+	}
+	switch {
+	case concurrency < 0:
+		return 0, 0, statussync.Invalid("concurrency", "must be at least 1")
+	case perEnvironment < 0:
+		return 0, 0, statussync.Invalid("per_environment", "must be at least 1")
+	}
+	return concurrency, perEnvironment, nil
 }
 
 // respread moves what is overdue into the interval that begins now.

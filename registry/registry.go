@@ -164,6 +164,10 @@ func (m *Manager) Conflicts(ctx context.Context, u *statussync.RegistryUpdate) e
 		return err
 	}
 	defer m.give()
+	return m.conflictsLocked(u)
+}
+
+func (m *Manager) conflictsLocked(u *statussync.RegistryUpdate) error {
 	var errs []error
 	add := func(kind, id string) {
 		errs = append(errs, &statussync.Error{
@@ -608,6 +612,12 @@ func (m *Manager) readLocked(ctx context.Context) error {
 
 // submitAllLocked hands everything over, and notes that it is in force.
 func (m *Manager) submitAllLocked(ctx context.Context) error {
+	_, err := m.submitLocked(ctx)
+	return err
+}
+
+// submitLocked is submitAllLocked, and returns the updates that it caused.
+func (m *Manager) submitLocked(ctx context.Context) ([]*statussync.Entry, error) {
 	m.tellAgentsLocked()
 	u := &statussync.RegistryUpdate{Origin: statussync.OriginManaged, Full: true}
 	for _, env := range m.envs {
@@ -618,15 +628,16 @@ func (m *Manager) submitAllLocked(ctx context.Context) error {
 	}
 	slices.SortFunc(u.Environments, func(a, b statussync.Environment) int { return cmp.Compare(a.ID, b.ID) })
 	slices.SortFunc(u.Servers, func(a, b statussync.Server) int { return cmp.Compare(a.ID, b.ID) })
-	if _, err := m.o.Hub.Submit(ctx, u); err != nil {
+	updates, err := m.o.Hub.Submit(ctx, u)
+	if err != nil {
 		if !refused(err) {
 			m.doubtLocked()
-			return err
+			return nil, err
 		}
 		m.log.Warn("part of the managed registry is not in force: another registry defines it", "error", err)
 	}
 	m.unsure = false
-	return nil
+	return updates, nil
 }
 
 // refused reports whether the hub's answer would be the same again.

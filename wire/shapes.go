@@ -305,6 +305,7 @@ type Metrics struct {
 	CacheHits      uint64   `json:"cache_hits"`
 	CacheMisses    uint64   `json:"cache_misses"`
 	CacheHitRate   *float64 `json:"cache_hit_rate,omitempty" doc:"Hits per read, 0 to 1; absent before the first read."`
+	ProbingEnabled *bool    `json:"probing_enabled,omitempty" doc:"false: the monitoring is switched off."`
 }
 
 // FromMetrics returns m as the wire has it.
@@ -329,6 +330,7 @@ type Ready struct {
 	InboxUsedPercent *float64              `json:"inbox_used_percent,omitempty"`
 	Detail           string                `json:"detail,omitempty"`
 	Version          string                `json:"version,omitempty"`
+	Probing          *Probing              `json:"probing,omitempty"`
 	Checks           map[string]ReadyCheck `json:"checks,omitempty"`
 }
 

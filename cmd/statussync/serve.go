@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"os"
 	"os/signal"
 	"syscall"
 
@@ -17,16 +18,21 @@ func (c *cli) serveCmd() *cobra.Command {
 		Use:   "serve --config FILE",
 		Short: "Run the service for your own fleet",
 		Long: `Runs the service until Ctrl-C or SIGTERM, and then stops it within about 3 s. Logs go to the standard error.
-Check a configuration first with "statussync config check FILE".`,
+Check a configuration first with "statussync config check FILE". SIGHUP, and "statussync reload", read it again while the
+service runs; conf.d/*.yaml beside it belongs to it.`,
 		Example: `  statussync serve --config statussync.yaml`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			// From the beginning: a SIGHUP that comes while the service starts must not end it. One that waits is enough.
+			hangups := make(chan os.Signal, 1)
+			signal.Notify(hangups, syscall.SIGHUP)
+			defer signal.Stop(hangups)
 			cfg, err := app.LoadConfig(file)
 			if err != nil {
 				return &usageError{err}
 			}
 			return app.Run(cmd.Context(), app.Options{
-				ConfigFile: file, Config: cfg, Logger: app.NewLogger(c.stderr, cfg.Log.Level, cfg.Log.Format), Version: c.system.version,
+				ConfigFile: file, Config: cfg, LogOutput: c.stderr, Version: c.system.version, Hangups: hangups,
 			})
 		},
 	}

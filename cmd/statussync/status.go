@@ -106,7 +106,9 @@ func (c *cli) statusAll(ctx context.Context, cl *client.Client, q client.ServerQ
 	if c.json() {
 		err = p.json(all)
 	} else {
-		err = c.statusTable(p, all.Items)
+		if err = c.statusTable(p, all.Items); err == nil {
+			err = c.noteProbing(ctx, cl, p)
+		}
 	}
 	if err != nil {
 		return err
@@ -204,7 +206,9 @@ func (c *cli) statusOne(ctx context.Context, cl *client.Client, id string, expla
 		if c.json() {
 			err = p.json(s)
 		} else {
-			err = c.oneServer(p, s)
+			if err = c.oneServer(p, s); err == nil {
+				err = c.noteProbing(ctx, cl, p)
+			}
 		}
 	}
 	if err != nil {

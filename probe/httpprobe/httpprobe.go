@@ -52,7 +52,9 @@ type Prober struct {
 	userAgent string
 	maxBody   int64
 	// An idle connection is used without asking the guard again, so the two degrees of trust share none.
-	trusted, untrusted *http.Transport
+	trusted   *http.Transport
+	untrusted atomic.Pointer[http.Transport]
+	make      func(trusted bool) *http.Transport
 }
 
 // New returns a Prober. Close releases its connections.
@@ -75,13 +77,21 @@ func New(o Options) *Prober {
 		t.TLSClientConfig = &tls.Config{RootCAs: o.RootCAs}
 		return t
 	}
-	return &Prober{userAgent: o.UserAgent, maxBody: o.MaxBody, trusted: transport(true), untrusted: transport(false)}
+	p := &Prober{userAgent: o.UserAgent, maxBody: o.MaxBody, trusted: transport(true), make: transport}
+	p.untrusted.Store(transport(false))
+	return p
+}
+
+// Renew has every later probe of an untrusted plan connect anew, so that the Guard judges it by the networks that it
+// allows now. Probes under way end as they began; their connections are not used again.
+func (p *Prober) Renew() {
+	p.untrusted.Swap(p.make(false)).CloseIdleConnections()
 }
 
 // Close closes all idle connections. Probes under way end by their own contexts; call Close after them.
 func (p *Prober) Close() {
 	p.trusted.CloseIdleConnections()
-	p.untrusted.CloseIdleConnections()
+	p.untrusted.Load().CloseIdleConnections()
 }
 
 // Probe asks plan.URL once; it is a statussync.Prober. It blocks for at most plan.Timeout (10 s where that is zero) and
@@ -133,7 +143,7 @@ func (p *Prober) probe(parent context.Context, plan *statussync.ProbePlan, res *
 	var a attempt
 	req = req.WithContext(httptrace.WithClientTrace(guard.WithAttempt(ctx), a.trace()))
 
-	transport := p.untrusted
+	transport := p.untrusted.Load()
 	if plan.Trusted {
 		transport = p.trusted
 	}
