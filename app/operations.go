@@ -27,6 +27,7 @@ type operations struct {
 	syncs    lock // held by a sync
 	switches lock // held while probing is switched
 	restarts chan *restart
+	going    bool // a restart was accepted; under turn
 	stopped  context.Context // ended when the service begins to stop
 	stop     context.CancelFunc
 	probing  atomic.Pointer[wire.Probing]
@@ -77,7 +78,8 @@ func (s *service) begin(ctx context.Context, l lock) error {
 	return nil
 }
 
-// close refuses everything that would begin from now on. A restart that was accepted too late is undone.
+// close refuses everything that would begin from now on. A restart that was accepted just when the service was stopped for
+// good does not happen.
 func (s *service) close() {
 	s.stop()
 	select {
@@ -265,17 +267,16 @@ func (s *service) requestRestart(ctx context.Context, between func(ctx context.C
 		return err
 	}
 	defer s.turn.give()
+	if s.going {
+		return statussync.NewError(statussync.CodeConflict, "a restart is under way already", nil)
+	}
 	next, err := s.prepareRestart(ctx)
 	if err != nil {
 		return err
 	}
 	next.between = between
-	select {
-	case s.restarts <- next:
-	default:
-		next.door.close()
-		return statussync.NewError(statussync.CodeConflict, "a restart is under way already", nil)
-	}
+	s.going = true
+	s.restarts <- next // has room: there is only one
 	if s.options.OnReload != nil {
 		s.options.OnReload()
 	}
