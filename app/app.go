@@ -30,6 +30,7 @@ import (
 	"github.com/agentopia/statussync/probe/httpprobe"
 	"github.com/agentopia/statussync/prom"
 	"github.com/agentopia/statussync/registry"
+	"github.com/agentopia/statussync/rollup"
 	"github.com/agentopia/statussync/sqlite"
 )
 
@@ -114,6 +115,8 @@ type service struct {
 	prober   *httpprobe.Prober
 	asker    *dtma.Asker
 	registry *registry.Manager
+	history  *history
+	rollups  *rollup.Service
 	api      *httpapi.API
 	server   *http.Server
 }
@@ -139,6 +142,12 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener, log 
 	defer func() {
 		if err != nil {
 			s.store.Close()
+		}
+	}()
+	s.history = openHistory(ctx, c, log)
+	defer func() {
+		if err != nil {
+			s.history.close()
 		}
 	}()
 	var networks []netip.Prefix
@@ -168,6 +177,9 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener, log 
 		Logger: log,
 	})
 	if err != nil {
+		return nil, err
+	}
+	if s.rollups, err = rollup.New(rollup.Options{Store: s.history, Hub: s.hub, Logger: log}); err != nil {
 		return nil, err
 	}
 	tokens := newTokens(c)
@@ -206,9 +218,9 @@ func newTokens(c *Config) *httpapi.Tokens {
 
 func (s *service) newAPI(c *Config, tokens *httpapi.Tokens, version string, log *slog.Logger) (*httpapi.API, error) {
 	opts := httpapi.Options{
-		Hub: s.hub, Auth: tokens, Registry: s.registry, Listen: s.listener.Addr().String(), AllowedHosts: c.AllowedHosts, AllowedOrigins: c.AllowedOrigins,
+		Hub: s.hub, Auth: tokens, Registry: s.registry, Rollups: s.rollups, Listen: s.listener.Addr().String(), AllowedHosts: c.AllowedHosts, AllowedOrigins: c.AllowedOrigins,
 		Version: version, Logger: log.With("component", "httpapi"), OpenLoopback: true,
-		ReadyChecks: map[string]func(context.Context) error{"store": s.store.Healthy},
+		ReadyChecks: map[string]func(context.Context) error{"store": s.store.Healthy, "history": s.history.healthy},
 	}
 	for _, p := range c.TrustedProxies {
 		prefix, err := parsePrefix(p)
@@ -307,10 +319,12 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (err error) {
 			}
 			return nil
 		}),
-		start("probes", ended, func(ctx context.Context) error { return s.probes.Run(ctx, s.hub) }),
+		start("probes", ended, func(ctx context.Context) error { return s.probes.Run(ctx, s.rollups.Observer(s.hub)) }),
 		start("agents", ended, func(ctx context.Context) error { return s.asker.Run(ctx, s.hub) }),
 		start("store", ended, s.store.Run),
 		start("registry", ended, s.registry.Run),
+		start("history", ended, s.history.run),
+		start("rollups", ended, s.rollups.Run), // stops behind the probes, whose last results it stores
 	)
 	base := "http://" + s.listener.Addr().String()
 	s.log.Info("serving", "url", base, "servers", len(s.config.Servers), "environments", len(s.config.Environments), "data", s.config.Data)
@@ -353,13 +367,18 @@ func (s *service) shutdown(core *part, others []*part) error {
 		s.server.Close()
 	}
 	for _, p := range others {
-		errs = append(errs, p.join(stopSources))
+		limit := stopSources
+		if p.name == "rollups" {
+			limit = stopRollups
+		}
+		errs = append(errs, p.join(limit))
 	}
 	sctx, cancelStreams := context.WithTimeout(context.Background(), stopStreams)
 	defer cancelStreams()
 	s.api.Shutdown(sctx)
 	s.prober.Close()
 	errs = append(errs, core.join(stopHub))
+	errs = append(errs, within("history", stopStore, s.history.close))
 	// A busy disk may take its time to close the store; it gets what the others have left.
 	errs = append(errs, within("store", max(stopStore, stopAll-time.Since(began)), s.store.Close))
 	err := errors.Join(errs...)

@@ -78,6 +78,7 @@ func (s *service) samples(api *httpapi.API) []prom.Sample {
 	if !st.Oldest.IsZero() {
 		gauge("store_oldest_timestamp_seconds", "Time of the oldest entry stored.", float64(st.Oldest.Unix()))
 	}
+	out = append(out, s.rollupSamples(h.Head.Seq)...)
 	if api == nil {
 		return out
 	}

@@ -100,6 +100,7 @@ type Options struct {
 	CommentEvery  time.Duration // SSE's sign of life; default 15 s
 
 	Registry Registry // the managed registry; nil: it is not served
+	Rollups  Rollups  // counts of probes, and uptime; nil: they are not served
 
 	Metrics     http.Handler                               // GET /metrics; nil: not served
 	Root        http.Handler                               // GET of whatever no route serves; nil: "/" says where the API is
