@@ -53,8 +53,10 @@ type incidentsInput struct {
 }
 
 type serverIncidentsInput struct {
-	ID string `path:"id"`
-	incidentsInput
+	ID     string `path:"id"`
+	Window string `query:"window" default:"30d" doc:"Incidents that overlap it: Go's durations and d for days, at most 90d."`
+	Limit  int    `query:"limit" minimum:"1" maximum:"1000" default:"100"`
+	Cursor string `query:"cursor" doc:"next_cursor of the page before."`
 }
 
 type probesInput struct {
@@ -83,11 +85,11 @@ func (a *API) uptimeRoutes() {
 		})
 	register(a, get("/incidents", "list-incidents", "Incidents of all servers, the newest first"), accessViewer,
 		func(ctx context.Context, in *incidentsInput) (*body[wire.Page[wire.Incident]], error) {
-			return a.incidents(ctx, "", in)
+			return a.incidents(ctx, "", in.Window, in.Limit, in.Cursor)
 		})
 	register(a, get("/servers/{id}/incidents", "get-incidents", "Incidents of one server, the newest first"), accessViewer,
 		func(ctx context.Context, in *serverIncidentsInput) (*body[wire.Page[wire.Incident]], error) {
-			return a.incidents(ctx, in.ID, &in.incidentsInput)
+			return a.incidents(ctx, in.ID, in.Window, in.Limit, in.Cursor)
 		})
 	register(a, get("/servers/{id}/probes", "get-probes", "What a server's probes gave, by steps of time"), accessViewer,
 		func(ctx context.Context, in *probesInput) (*body[wire.ProbeReport], error) {
@@ -160,13 +162,13 @@ func (a *API) listUptime(ctx context.Context, in *uptimeListInput) (*body[wire.U
 	return &body[wire.UptimePage]{out}, nil
 }
 
-func (a *API) incidents(ctx context.Context, id string, in *incidentsInput) (*body[wire.Page[wire.Incident]], error) {
-	window, err := durationParam("window", in.Window)
+func (a *API) incidents(ctx context.Context, id, last string, limit int, cursor string) (*body[wire.Page[wire.Incident]], error) {
+	window, err := durationParam("window", last)
 	if err != nil {
 		return nil, err
 	}
-	q := statussync.IncidentQuery{ServerID: id, Window: window, Limit: limitParam(in.Limit)}
-	if q.After, err = incidentParam(in.Cursor); err != nil {
+	q := statussync.IncidentQuery{ServerID: id, Window: window, Limit: limitParam(limit)}
+	if q.After, err = incidentParam(cursor); err != nil {
 		return nil, err
 	}
 	list, more, err := a.opts.Rollups.Incidents(ctx, q)
@@ -175,8 +177,8 @@ func (a *API) incidents(ctx context.Context, id string, in *incidentsInput) (*bo
 	}
 	out := wire.Page[wire.Incident]{Items: wire.FromIncidents(list)}
 	if more {
-		last := &list[len(list)-1]
-		out.NextCursor = afterPrefix + strconv.FormatInt(last.Begin.UnixMilli(), 10) + ":" + last.ServerID
+		end := &list[len(list)-1]
+		out.NextCursor = afterPrefix + strconv.FormatInt(end.Begin.UnixMilli(), 10) + ":" + end.ServerID
 	}
 	return &body[wire.Page[wire.Incident]]{out}, nil
 }
