@@ -29,6 +29,7 @@ import (
 	"github.com/agentopia/statussync/probe/httpprobe"
 	"github.com/agentopia/statussync/prom"
 	"github.com/agentopia/statussync/registry"
+	"github.com/agentopia/statussync/rollup"
 	"github.com/agentopia/statussync/sqlite"
 )
 
@@ -112,6 +113,8 @@ type service struct {
 	prober   *httpprobe.Prober
 	asker    *dtma.Asker
 	registry *registry.Manager
+	history  *history
+	rollups  *rollup.Service
 	api      *httpapi.API
 	server   *http.Server
 
@@ -144,6 +147,12 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener) (s *
 			s.store.Close()
 		}
 	}()
+	s.history = openHistory(ctx, c, log)
+	defer func() {
+		if err != nil {
+			s.history.close()
+		}
+	}()
 	networks, err := prefixes("allow_networks", c.AllowNetworks)
 	if err != nil {
 		return nil, err
@@ -168,6 +177,9 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener) (s *
 		Logger: log,
 	})
 	if err != nil {
+		return nil, err
+	}
+	if s.rollups, err = rollup.New(rollup.Options{Store: s.history, Hub: s.hub, Logger: log}); err != nil {
 		return nil, err
 	}
 	s.tokens = newTokens(c)
@@ -210,11 +222,11 @@ func (s *service) newAPI(c *Config, version string, log *slog.Logger) (*httpapi.
 		return nil, err
 	}
 	opts := httpapi.Options{
-		Hub: s.hub, Auth: s.tokens, Registry: s.registry, Control: s, Syncer: s, Listen: s.listener.Addr().String(),
+		Hub: s.hub, Auth: s.tokens, Registry: s.registry, Control: s, Syncer: s, Rollups: s.rollups, Listen: s.listener.Addr().String(),
 		OpenLoopback: set.OpenLoopback, LegacyViewer: set.LegacyViewer, AllowedHosts: set.AllowedHosts, AllowedOrigins: set.AllowedOrigins,
 		TrustedProxies: set.TrustedProxies, LoginFailuresPerMinute: set.LoginFailuresPerMinute, CommandsPerSecond: set.CommandsPerSecond,
 		Version: version, Logger: log.With("component", "httpapi"),
-		ReadyChecks: map[string]func(context.Context) error{"store": s.store.Healthy},
+		ReadyChecks: map[string]func(context.Context) error{"store": s.store.Healthy, "history": s.history.healthy},
 	}
 	var api *httpapi.API
 	registry := prometheus.NewRegistry()
@@ -308,11 +320,13 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, 
 			}
 			return nil
 		}),
-		start("probes", ended, func(ctx context.Context) error { return s.probes.Run(ctx, s.hub) }),
+		start("probes", ended, func(ctx context.Context) error { return s.probes.Run(ctx, s.rollups.Observer(s.hub)) }),
 		start("agents", ended, func(ctx context.Context) error { return s.asker.Run(ctx, s.hub) }),
 		start("store", ended, s.store.Run),
 		start("registry", ended, s.registry.Run),
 		start("hangups", ended, s.hangups),
+		start("history", ended, s.history.run),
+		start("rollups", ended, s.rollups.Run), // stops behind the probes, whose last results it stores
 	)
 	base := "http://" + s.listener.Addr().String()
 	s.log.Info("serving", "url", base, "servers", len(s.config.Servers), "environments", len(s.config.Environments), "data", s.config.Data)
@@ -360,13 +374,18 @@ func (s *service) shutdown(core *part, others []*part, again bool) error {
 		s.server.Close()
 	}
 	for _, p := range others {
-		errs = append(errs, p.join(stopSources))
+		limit := stopSources
+		if p.name == "rollups" {
+			limit = stopRollups
+		}
+		errs = append(errs, p.join(limit))
 	}
 	sctx, cancelStreams := context.WithTimeout(context.Background(), stopStreams)
 	defer cancelStreams()
 	s.api.Shutdown(sctx)
 	s.prober.Close()
 	errs = append(errs, core.join(hubLimit))
+	errs = append(errs, within("history", stopStore, s.history.close))
 	// A busy disk may take its time to close the store; it gets what the others have left.
 	errs = append(errs, within("store", storeLimit(), s.store.Close))
 	err := errors.Join(errs...)

@@ -37,6 +37,7 @@ type Config struct {
 	Transitions    TransitionsConfig   `yaml:"transitions"`
 	Flapping       FlappingConfig      `yaml:"flapping"`
 	Journal        JournalConfig       `yaml:"journal"`
+	Rollups        RollupsConfig       `yaml:"rollups"`
 
 	// scale compresses every time of the rules; only the demo sets it.
 	scale float64
@@ -162,6 +163,7 @@ func DefaultConfig() *Config {
 		Transitions: TransitionsConfig{StuckAfter: Duration(p.StuckAfter)},
 		Flapping:    FlappingConfig{Changes: p.FlapChanges, Window: Duration(p.FlapWindow), Quiet: Duration(p.FlapQuiet)},
 		Journal:     JournalConfig{Retention: Duration(90 * 24 * time.Hour), MaxBytes: 10 << 30, Sync: "normal"},
+		Rollups:     RollupsConfig{MaxBytes: defaultRollupsBytes},
 		scale:       1,
 	}
 }
@@ -242,6 +244,7 @@ func (c *Config) check(d *decoder) {
 	if c.Journal.MaxBytes < 16<<20 {
 		d.failAt("journal.max_bytes", "must be at least 16MiB")
 	}
+	c.checkRollups(d)
 	secrets := map[Secret]string{}
 	// secret reads and judges a secret; false: whether there is one cannot be said, and why was told.
 	secret := func(path string, v *Secret, file string) bool {

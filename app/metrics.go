@@ -79,6 +79,7 @@ func (s *service) samples(api *httpapi.API) []prom.Sample {
 		gauge("store_oldest_timestamp_seconds", "Time of the oldest entry stored.", float64(st.Oldest.Unix()))
 	}
 	s.operationSamples(labeled, gauge, counter, boolean)
+	out = append(out, s.rollupSamples(h.Head.Seq)...)
 	if api == nil {
 		return out
 	}

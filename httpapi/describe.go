@@ -135,7 +135,7 @@ func renderDocs(doc *huma.OpenAPI) ([]byte, error) {
 		Ops []*huma.Operation
 	}
 	var sections []*section
-	for _, tag := range []string{"servers", "environments", "journal", "streams", "agents", "service"} {
+	for _, tag := range []string{"servers", "environments", "uptime", "journal", "streams", "agents", "service"} {
 		s := &section{Tag: tag}
 		for _, p := range paths {
 			for _, op := range operations(doc.Paths[p]) {

@@ -102,6 +102,7 @@ type Options struct {
 	Registry Registry // the managed registry; nil: it is not served
 	Control  Control  // how the service is operated; nil: that is not served
 	Syncer   Syncer   // reads the registries again; nil: that is not served
+	Rollups  Rollups  // counts of probes, and uptime; nil: they are not served
 
 	Metrics     http.Handler                               // GET /metrics; nil: not served
 	Root        http.Handler                               // GET of whatever no route serves; nil: "/" says where the API is

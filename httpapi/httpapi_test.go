@@ -844,6 +844,7 @@ func TestOpenAPI(t *testing.T) {
 	s := serve(t, func(o *Options) {
 		o.Metrics = http.NotFoundHandler()
 		o.Registry = struct{ Registry }{} // only its routes are looked at
+		o.Rollups = struct{ Rollups }{}
 	})
 	var doc struct {
 		OpenAPI string                               `json:"openapi" yaml:"openapi"`

@@ -312,6 +312,9 @@ func (a *API) routes() error {
 
 	a.operationRoutes()
 
+	if a.opts.Rollups != nil {
+		a.uptimeRoutes()
+	}
 	register(a, get(wire.BasePath+"/servers/{id}/history", "get-history", "journal", "Entries of one server, newest first"), accessViewer, a.history)
 	register(a, get(wire.BasePath+"/updates", "list-updates", "journal", "The journal, oldest first"), accessViewer, a.updates)
 	register(a, get(wire.BasePath+"/sync/metrics", "sync-metrics", "service", "Numbers of the fleet"), accessViewer,
@@ -341,27 +344,8 @@ func statusOf(v statussync.ServerView, err error) (*body[wire.Status], error) {
 }
 
 func (a *API) listServers(ctx context.Context, in *serversInput) (*body[wire.Page[wire.Server]], error) {
-	p := queryIn(ctx)
-	q := statussync.ServerQuery{
-		States: listParam[statussync.State](p, "states"), Healths: listParam[statussync.Health](p, "healths"),
-		Availabilities: listParam[statussync.Availability](p, "availability"),
-		EnvironmentIDs: listParam[string](p, "environment_ids"), Text: in.Q, Limit: limitParam(in.Limit),
-	}
-	// A list that is given twice has been checked only in part so far.
-	if err := checkWords("states", q.States, statussync.States); err != nil {
-		return nil, err
-	}
-	if err := checkWords("healths", q.Healths, statussync.Healths); err != nil {
-		return nil, err
-	}
-	if err := checkWords("availability", q.Availabilities, availabilities()); err != nil {
-		return nil, err
-	}
-	var err error
-	if q.Labels, err = labelParam(p); err != nil {
-		return nil, err
-	}
-	if q.After, err = afterParam(in.Cursor); err != nil {
+	q, err := serverQuery(queryIn(ctx), in.Q, in.Limit, in.Cursor)
+	if err != nil {
 		return nil, err
 	}
 	views, more, at := a.opts.Hub.Servers(q)
@@ -370,6 +354,31 @@ func (a *API) listServers(ctx context.Context, in *serversInput) (*body[wire.Pag
 		out.NextCursor = afterPrefix + views[len(views)-1].Server.ID
 	}
 	return &body[wire.Page[wire.Server]]{out}, nil
+}
+
+// serverQuery reads the parameters that select servers.
+func serverQuery(p url.Values, text string, limit int, cursor string) (statussync.ServerQuery, error) {
+	q := statussync.ServerQuery{
+		States: listParam[statussync.State](p, "states"), Healths: listParam[statussync.Health](p, "healths"),
+		Availabilities: listParam[statussync.Availability](p, "availability"),
+		EnvironmentIDs: listParam[string](p, "environment_ids"), Text: text, Limit: limitParam(limit),
+	}
+	// A list that is given twice has been checked only in part so far.
+	if err := checkWords("states", q.States, statussync.States); err != nil {
+		return q, err
+	}
+	if err := checkWords("healths", q.Healths, statussync.Healths); err != nil {
+		return q, err
+	}
+	if err := checkWords("availability", q.Availabilities, availabilities()); err != nil {
+		return q, err
+	}
+	var err error
+	if q.Labels, err = labelParam(p); err != nil {
+		return q, err
+	}
+	q.After, err = afterParam(cursor)
+	return q, err
 }
 
 func availabilities() []statussync.Availability {

@@ -194,7 +194,7 @@ at --server (STATUSSYNC_SERVER), with the token of --token (STATUSSYNC_TOKEN) wh
 		}
 	}
 	add("run", c.demoCmd(), c.serveCmd(), c.configCmd())
-	add("ask", c.statusCmd(), c.watchCmd(), c.historyCmd(), c.probeCmd(), c.overrideCmd(), c.environmentsCmd(), c.metricsCmd())
+	add("ask", c.statusCmd(), c.watchCmd(), c.historyCmd(), c.uptimeCmd(), c.incidentsCmd(), c.probeCmd(), c.probesCmd(), c.overrideCmd(), c.environmentsCmd(), c.metricsCmd())
 	add("define", c.serverCmd(), c.environmentCmd(), c.discoveredCmd(), c.adoptCmd())
 	add("operate", c.reloadCmd(), c.restartCmd(), c.probingCmd(), c.syncCmd())
 	root.AddCommand(c.versionCmd())
