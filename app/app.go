@@ -45,7 +45,7 @@ type Options struct {
 
 // Ready is what can be used once the service is up.
 type Ready struct {
-	BaseURL string   // of the API, without a path
+	BaseURL string   // of the API, with the base path where there is one
 	Hub     *hub.Hub // the running hub
 }
 
@@ -114,6 +114,7 @@ type service struct {
 	prober   *httpprobe.Prober
 	asker    *dtma.Asker
 	registry *registry.Manager
+	certs    *certKeeper // nil: without TLS
 	api      *httpapi.API
 	server   *http.Server
 }
@@ -177,6 +178,11 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener, log 
 	if err != nil {
 		return nil, err
 	}
+	if c.TLS != nil {
+		if s.certs, err = newCertKeeper(c, log); err != nil {
+			return nil, err
+		}
+	}
 	if s.api, err = s.newAPI(c, tokens, o.Version, log); err != nil {
 		return nil, err
 	}
@@ -184,6 +190,7 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener, log 
 		Handler: s.api, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 60 * time.Second, IdleTimeout: 2 * time.Minute,
 		ConnContext: httpapi.ConnContext, MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.With("component", "http").Handler(), slog.LevelDebug),
 	}
+	s.secure()
 	return s, nil
 }
 
@@ -192,7 +199,7 @@ func newTokens(c *Config) *httpapi.Tokens {
 	var specs []httpapi.TokenSpec
 	if c.Auth != nil {
 		for _, t := range c.Auth.Tokens {
-			specs = append(specs, httpapi.TokenSpec{Name: t.Name, Role: httpapi.Role(t.Role), Token: string(t.Token)})
+			specs = append(specs, httpapi.TokenSpec{Name: t.Name, Role: httpapi.Role(t.Role), Token: string(t.Token), ExpiresAt: t.expiresAt(), Limits: t.Limits.api()})
 		}
 	}
 	agents := map[string][]string{}
@@ -221,8 +228,8 @@ func (s *service) newAPI(c *Config, tokens *httpapi.Tokens, version string, log 
 		opts.OpenLoopback = len(c.Auth.Tokens) == 0
 		opts.LegacyViewer = c.Auth.LegacyViewer
 		opts.LoginFailuresPerMinute = c.Auth.LoginFailuresPerMinute
-		opts.CommandsPerSecond = c.Auth.CommandsPerSecond
 	}
+	s.netOptions(c, &opts)
 	var api *httpapi.API
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), prom.New(prom.Options{
@@ -302,7 +309,7 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (err error) {
 	}
 	parts = append(parts,
 		start("http", ended, func(context.Context) error {
-			if err := s.server.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+			if err := s.serve(); !errors.Is(err, http.ErrServerClosed) {
 				return err
 			}
 			return nil
@@ -312,7 +319,10 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (err error) {
 		start("store", ended, s.store.Run),
 		start("registry", ended, s.registry.Run),
 	)
-	base := "http://" + s.listener.Addr().String()
+	if s.certs != nil {
+		parts = append(parts, start("certificates", ended, s.certs.Run))
+	}
+	base := s.baseURL()
 	s.log.Info("serving", "url", base, "servers", len(s.config.Servers), "environments", len(s.config.Environments), "data", s.config.Data)
 	if onReady != nil {
 		onReady(Ready{BaseURL: base, Hub: s.hub})

@@ -78,6 +78,9 @@ func (s *service) samples(api *httpapi.API) []prom.Sample {
 	if !st.Oldest.IsZero() {
 		gauge("store_oldest_timestamp_seconds", "Time of the oldest entry stored.", float64(st.Oldest.Unix()))
 	}
+	if s.certs != nil {
+		gauge("tls_cert_not_after_seconds", "When the certificate in use expires, in seconds since 1970.", float64(s.certs.NotAfter().Unix()))
+	}
 	if api == nil {
 		return out
 	}
