@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"net/http"
 	"strconv"
 
 	"github.com/agentopia/statussync"
@@ -57,7 +58,7 @@ func tlsCause(err error) error {
 		return &untrusted{text, err}
 	case errors.As(err, &verify):
 		return &untrusted{"its certificate is not taken: " + statussync.CleanText(verify.Err.Error(), statussync.MaxErrorText), err}
-	case errors.As(err, &record):
+	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record):
 		return &wrapped{"it does not speak TLS there; maybe the address begins with http://", err}
 	case errors.As(err, &alert), errors.As(err, &op) && op.Op == "remote error":
 		return &wrapped{"it ended the TLS handshake: " + statussync.CleanText(err.Error(), statussync.MaxErrorText), err}
