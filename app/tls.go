@@ -295,7 +295,7 @@ func (k *certKeeper) Reload() error {
 	}
 	k.use(certs)
 	k.warned = time.Time{}
-	k.log.Info("new certificate files are in use", "not_after", certs.leaf.NotAfter.UTC().Format(time.RFC3339), "names", certs.leaf.DNSNames)
+	k.log.Info("new certificate files are in use", "not_after", certs.leaf.NotAfter.UTC().Format(time.RFC3339))
 	return nil
 }
 
