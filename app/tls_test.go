@@ -606,3 +606,31 @@ auth:
 		t.Errorf("what is printed is no configuration: %v\n%s", err, again)
 	}
 }
+
+// TestTokensInClear: who serves plain HTTP to other machines is told once what that means.
+func TestTokensInClear(t *testing.T) {
+	dir := tlsFolder(t, lasting(t, "ca"), nil)
+	const auth = "data: d\nauth: {tokens: [{name: a, role: viewer, token: token-number-1}]}\n"
+	for yaml, want := range map[string]int{
+		"listen: 0.0.0.0:0\n" + auth:                                      1,
+		"listen: 127.0.0.1:0\n" + auth:                                    0,
+		"listen: 0.0.0.0:0\ntrusted_proxies: [10.0.0.0/8]\n" + auth:       0,
+		"listen: 0.0.0.0:0\ntls: {cert: cert.pem, key: key.pem}\n" + auth: 0,
+		"listen: 'status.example:0'\n" + auth:                             1,
+	} {
+		c, err := ParseConfig(filepath.Join(dir, "x.yaml"), []byte(yaml))
+		if err != nil {
+			t.Fatal(err)
+		}
+		log := &lockedLog{}
+		s := &service{log: slog.New(slog.NewTextHandler(log, nil)), config: c, server: &http.Server{}}
+		if c.TLS != nil {
+			if s.certs, err = newCertKeeper(c, quiet()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if s.secure(); log.count("travel in clear") != want {
+			t.Errorf("%s: told %d times, want %d", yaml, log.count("travel in clear"), want)
+		}
+	}
+}
