@@ -216,6 +216,7 @@ type EnvironmentView struct {
 	Agent         AgentState
 	AgentVersion  string
 	LastHeartbeat time.Time     // zero: never
+	HeardVia      ReportVia     // how the report of LastHeartbeat came; empty: never, or from the platform's database
 	Interval      time.Duration // between heartbeats, as learned
 	LateAfter     time.Duration
 	LostAfter     time.Duration

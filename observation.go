@@ -13,6 +13,9 @@ type ReportVia string
 const (
 	ViaPush ReportVia = "push" // the agent sent it
 	ViaPull ReportVia = "pull" // the agent answered when it was asked; does not count for learning its interval
+	// ViaEvent: between two heartbeats the agent told at once what changed. Like a pull it is a sign of life that does not
+	// count for learning the interval, and its list proves nothing of who is not on it.
+	ViaEvent ReportVia = "event"
 )
 
 // ListKind says what the list of containers in a report can prove.

@@ -60,7 +60,7 @@ type Options struct {
 
 // Ready is what can be used once the service is up.
 type Ready struct {
-	BaseURL string   // of the API, without a path
+	BaseURL string   // of the API, with the base path where there is one
 	Hub     *hub.Hub // the running hub
 }
 
@@ -113,6 +113,7 @@ type service struct {
 	prober   *httpprobe.Prober
 	asker    *dtma.Asker
 	registry *registry.Manager
+	certs    *certKeeper // nil: without TLS
 	history  *history
 	rollups  *rollup.Service
 	api      *httpapi.API
@@ -189,6 +190,11 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener) (s *
 	if err != nil {
 		return nil, err
 	}
+	if c.TLS != nil {
+		if s.certs, err = newCertKeeper(c, log); err != nil {
+			return nil, err
+		}
+	}
 	if s.api, err = s.newAPI(c, o.Version, log); err != nil {
 		return nil, err
 	}
@@ -196,6 +202,7 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener) (s *
 		Handler: s.api, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 60 * time.Second, IdleTimeout: 2 * time.Minute,
 		ConnContext: httpapi.ConnContext, MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.With("component", "http").Handler(), slog.LevelDebug),
 	}
+	s.secure()
 	return s, nil
 }
 
@@ -204,7 +211,7 @@ func newTokens(c *Config) *httpapi.Tokens {
 	var specs []httpapi.TokenSpec
 	if c.Auth != nil {
 		for _, t := range c.Auth.Tokens {
-			specs = append(specs, httpapi.TokenSpec{Name: t.Name, Role: httpapi.Role(t.Role), Token: string(t.Token)})
+			specs = append(specs, httpapi.TokenSpec{Name: t.Name, Role: httpapi.Role(t.Role), Token: string(t.Token), ExpiresAt: t.expiresAt(), Limits: t.Limits.api()})
 		}
 	}
 	agents := map[string][]string{}
@@ -224,10 +231,11 @@ func (s *service) newAPI(c *Config, version string, log *slog.Logger) (*httpapi.
 	opts := httpapi.Options{
 		Hub: s.hub, Auth: s.tokens, Registry: s.registry, Control: s, Syncer: s, Rollups: s.rollups, Listen: s.listener.Addr().String(),
 		OpenLoopback: set.OpenLoopback, LegacyViewer: set.LegacyViewer, AllowedHosts: set.AllowedHosts, AllowedOrigins: set.AllowedOrigins,
-		TrustedProxies: set.TrustedProxies, LoginFailuresPerMinute: set.LoginFailuresPerMinute, CommandsPerSecond: set.CommandsPerSecond,
+		TrustedProxies: set.TrustedProxies, LoginFailuresPerMinute: set.LoginFailuresPerMinute,
 		Version: version, Logger: log.With("component", "httpapi"),
 		ReadyChecks: map[string]func(context.Context) error{"store": s.store.Healthy, "history": s.history.healthy},
 	}
+	s.netOptions(c, &opts)
 	var api *httpapi.API
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), prom.New(prom.Options{
@@ -288,7 +296,7 @@ func within(name string, limit time.Duration, stop func() error) error {
 // run runs the service until ctx ends, a part of it does, or a restart is asked for, which it returns; and stops it.
 // started says whether it ever answered requests.
 func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, started bool, err error) {
-	ended := make(chan error, 8) // room for every part, so that none waits to end
+	ended := make(chan error, 16) // room for every part, so that none waits to end
 	core := start("hub", ended, s.hub.Run)
 	var parts []*part
 	defer func() {
@@ -315,7 +323,7 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, 
 	}
 	parts = append(parts,
 		start("http", ended, func(context.Context) error {
-			if err := s.server.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+			if err := s.serve(); !errors.Is(err, http.ErrServerClosed) {
 				return err
 			}
 			return nil
@@ -328,7 +336,10 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, 
 		start("history", ended, s.history.run),
 		start("rollups", ended, s.rollups.Run), // stops behind the probes, whose last results it stores
 	)
-	base := "http://" + s.listener.Addr().String()
+	if s.certs != nil {
+		parts = append(parts, start("certificates", ended, s.certs.Run))
+	}
+	base := s.baseURL()
 	s.log.Info("serving", "url", base, "servers", len(s.config.Servers), "environments", len(s.config.Environments), "data", s.config.Data)
 	onReady(Ready{BaseURL: base, Hub: s.hub})
 	select {

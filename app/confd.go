@@ -137,6 +137,7 @@ func parseSources(files []sourceFile) (*Config, error) {
 		d.decode(root, "", reflect.ValueOf(c).Elem())
 	}
 	if !d.broken("") { // else nothing can be said of any value
+		c.dir = filepath.Dir(files[0].name)
 		c.check(d)
 	}
 	if err := d.err(); err != nil {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/agentopia/statussync"
 	"github.com/agentopia/statussync/engine"
+	"github.com/agentopia/statussync/httpapi"
 	"github.com/agentopia/statussync/registry"
 )
 
@@ -25,7 +26,10 @@ type Config struct {
 	Listen         string              `yaml:"listen"`
 	Data           string              `yaml:"data"`
 	Log            LogConfig           `yaml:"log"`
+	BasePath       string              `yaml:"base_path,omitempty"`
+	TLS            *TLSConfig          `yaml:"tls,omitempty"`
 	Auth           *AuthConfig         `yaml:"auth,omitempty"`
+	Limits         LimitsConfig        `yaml:"limits"`
 	AllowedHosts   []string            `yaml:"allowed_hosts,omitempty"`
 	AllowedOrigins []string            `yaml:"allowed_origins,omitempty"`
 	TrustedProxies []string            `yaml:"trusted_proxies,omitempty"`
@@ -41,6 +45,8 @@ type Config struct {
 
 	// scale compresses every time of the rules; only the demo sets it.
 	scale float64
+	// dir is the file's folder, to which the paths of its certificates are relative.
+	dir string
 }
 
 // LogConfig says what is logged and how.
@@ -63,6 +69,9 @@ type TokenConfig struct {
 	Role      string `yaml:"role"` // viewer, operator, admin
 	Token     Secret `yaml:"token"`
 	TokenFile string `yaml:"token_file,omitempty"`
+	// ExpiresAt is when it is good no more, in RFC 3339; empty: never.
+	ExpiresAt string        `yaml:"expires_at,omitempty"`
+	Limits    *LimitsConfig `yaml:"limits,omitempty"` // what is absent is taken from Config.Limits
 }
 
 // EnvironmentConfig is one host.
@@ -74,6 +83,7 @@ type EnvironmentConfig struct {
 	AgentToken     Secret `yaml:"agent_token,omitempty"`
 	AgentTokenFile string `yaml:"agent_token_file,omitempty"`
 	AgentURL       string `yaml:"agent_url,omitempty"`
+	AgentCert      string `yaml:"agent_cert,omitempty"` // common name or DNS name in its agent's client certificate
 }
 
 // ServerConfig is one MCP server.
@@ -154,6 +164,7 @@ func DefaultConfig() *Config {
 	p := engine.DefaultPolicy()
 	return &Config{
 		Listen: "127.0.0.1:8080", Data: "./data", Log: LogConfig{Level: "info", Format: "auto"},
+		Limits: limitsConfig(httpapi.DefaultLimits()),
 		Probe: ProbeDefaults{
 			Kind: string(p.Probe.Kind), Path: p.Probe.Path, Interval: Duration(p.Probe.Interval),
 			Timeout: Duration(p.Probe.Timeout), MaxRetries: *p.Probe.MaxRetries,
@@ -232,6 +243,7 @@ func (c *Config) check(d *decoder) {
 	if err == nil && !isLoopback(host) && (c.Auth == nil && d.absent("auth") || c.Auth != nil && len(c.Auth.Tokens) == 0 && d.absent("auth.tokens")) {
 		d.failAt("listen", "%q is reachable from other machines, so somebody must be named who may use it: add auth: {tokens: [{name: ops, role: admin, token: \"${OPS_TOKEN}\"}]}, or listen on 127.0.0.1", c.Listen)
 	}
+	c.checkNet(d)
 	if c.Data == "" {
 		d.failAt("data", "must name a folder")
 	}
@@ -298,6 +310,7 @@ func (c *Config) check(d *decoder) {
 				names[t.Name] = p
 			}
 			oneOf(p+".role", t.Role, roles...)
+			checkTokenNet(d, p, t)
 			if secret(p+".token", &t.Token, t.TokenFile) && t.Token == "" {
 				d.failAt(p+".token", "is missing; give token or token_file")
 			}
@@ -355,6 +368,7 @@ func (c *Config) check(d *decoder) {
 		if e.AgentURL != "" {
 			checkURL(d, p+".agent_url", e.AgentURL)
 		}
+		c.checkAgentCert(d, p+".agent_cert", e)
 		if e.Address != "" && !registry.ValidHost(e.Address) {
 			d.failAt(p+".address", "%q is not a host name or an IP address (without a port)", e.Address)
 		}

@@ -33,6 +33,10 @@ type DemoOptions struct {
 // demoHeartbeat is how often the simulated agents report; in the field it is once a minute.
 const demoHeartbeat = 2 * time.Second
 
+// demoEventAgents is how many of the demo's hosts tell at once what happens to a container. The others' servers show what
+// heartbeats and probes see by themselves.
+const demoEventAgents = 2
+
 const demoScale = float64(demoHeartbeat) / float64(time.Minute)
 
 // RunDemo runs the real service on its embedded store, and beside it a simulated fleet on real loopback sockets with a
@@ -53,7 +57,7 @@ func RunDemo(ctx context.Context, o DemoOptions) (err error) {
 	if o.Listen == "" {
 		o.Listen = demoAddress()
 	}
-	fleet, err := fleetsim.New(fleetsim.Options{HeartbeatEvery: demoHeartbeat, TimeScale: demoScale, Logger: o.Logger})
+	fleet, err := fleetsim.New(fleetsim.Options{HeartbeatEvery: demoHeartbeat, TimeScale: demoScale, EventAgents: demoEventAgents, Logger: o.Logger})
 	if err != nil {
 		return err
 	}

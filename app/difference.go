@@ -22,7 +22,7 @@ func isLive(key string) bool {
 		return true
 	}
 	section, _, _ := strings.Cut(key, ".")
-	return slices.Contains([]string{"probe", "heartbeat", "transitions", "flapping"}, section)
+	return slices.Contains([]string{"limits", "probe", "heartbeat", "transitions", "flapping"}, section)
 }
 
 // reloaded returns the configuration that is in force once file has been read while old is: file's, but with old's values
@@ -146,7 +146,7 @@ func listed(ids []string) []string {
 
 // apiSettings returns what the API takes of a configuration.
 func apiSettings(c *Config) (httpapi.Settings, error) {
-	set := httpapi.Settings{OpenLoopback: true, AllowedHosts: c.AllowedHosts, AllowedOrigins: c.AllowedOrigins}
+	set := httpapi.Settings{Limits: c.Limits.api(), OpenLoopback: true, AllowedHosts: c.AllowedHosts, AllowedOrigins: c.AllowedOrigins}
 	var err error
 	if set.TrustedProxies, err = prefixes("trusted_proxies", c.TrustedProxies); err != nil {
 		return set, err
@@ -155,7 +155,6 @@ func apiSettings(c *Config) (httpapi.Settings, error) {
 		set.OpenLoopback = len(c.Auth.Tokens) == 0
 		set.LegacyViewer = c.Auth.LegacyViewer
 		set.LoginFailuresPerMinute = c.Auth.LoginFailuresPerMinute
-		set.CommandsPerSecond = c.Auth.CommandsPerSecond
 	}
 	return set, nil
 }

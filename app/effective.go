@@ -20,6 +20,11 @@ func (s Secret) MarshalYAML() (any, error) { return s.String(), nil }
 // Effective returns the configuration as it will be used, defaults filled in and secrets masked, as YAML.
 func (c *Config) Effective() ([]byte, error) {
 	e := *c
+	if c.TLS != nil {
+		t := *c.TLS
+		t.MinVersion = firstOf(t.MinVersion, "1.2")
+		e.TLS = &t
+	}
 	e.Environments = append([]EnvironmentConfig(nil), c.Environments...)
 	for i := range e.Environments {
 		e.Environments[i].Name = firstOf(e.Environments[i].Name, e.Environments[i].ID)

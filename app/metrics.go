@@ -80,6 +80,9 @@ func (s *service) samples(api *httpapi.API) []prom.Sample {
 	}
 	s.operationSamples(labeled, gauge, counter, boolean)
 	out = append(out, s.rollupSamples(h.Head.Seq)...)
+	if s.certs != nil {
+		gauge("tls_cert_not_after_seconds", "When the certificate in use expires, in seconds since 1970.", float64(s.certs.NotAfter().Unix()))
+	}
 	if api == nil {
 		return out
 	}

@@ -210,6 +210,12 @@ func (s *service) swap(ctx context.Context, next *Config) ([]*statussync.Entry, 
 			s.log.Error("the tokens were not changed", "error", err) // checked above
 		}
 		applyAPI()
+		if s.certs != nil {
+			s.certs.SetAgentCerts(agentCerts(next))
+			if err := s.certs.Reload(); err != nil { // the check has just read the same files
+				s.log.Warn("the certificate was not replaced", "error", err)
+			}
+		}
 		if s.level != nil {
 			s.level.Set(parseLevel(next.Log.Level))
 		}

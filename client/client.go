@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -47,6 +48,9 @@ type Options struct {
 	// HTTPClient carries all calls and the handshake of subscriptions. Nil: one with its own connections, which honours
 	// the proxy variables of the process's environment and gives up a connection attempt after 5 s.
 	HTTPClient *http.Client
+	// TLS is for the Client's own connections (TrustCA makes one); nil: the machine's authorities decide whom to believe. It
+	// can't be given beside HTTPClient.
+	TLS *tls.Config
 	// UserAgent is sent with every request; empty: "statussync-client".
 	UserAgent string
 	// Logger is told of reconnects and breaches of protocol. Nil: nobody is.
@@ -87,11 +91,14 @@ func New(o Options) (*Client, error) {
 	if strings.ContainsFunc(o.Token, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return nil, statussync.Invalid("token", "must be visible ASCII characters without spaces")
 	}
+	if o.TLS != nil && o.HTTPClient != nil {
+		return nil, statussync.Invalid("TLS", "is given beside HTTPClient, which has its own")
+	}
 	u.Path = strings.TrimRight(u.Path, "/")
 	u.RawPath = ""
 	c := &Client{base: u, token: o.Token, http: o.HTTPClient, userAgent: o.UserAgent, log: o.Logger}
 	if c.http == nil {
-		c.http = &http.Client{Transport: newTransport()}
+		c.http = &http.Client{Transport: newTransport(o.TLS)}
 	}
 	if c.userAgent == "" {
 		c.userAgent = "statussync-client"
@@ -103,11 +110,12 @@ func New(o Options) (*Client, error) {
 	return c, nil
 }
 
-func newTransport() *http.Transport {
+func newTransport(conf *tls.Config) *http.Transport {
 	return &http.Transport{
 		Proxy:               http.ProxyFromEnvironment,
 		DialContext:         (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
 		TLSHandshakeTimeout: 5 * time.Second,
+		TLSClientConfig:     conf,
 		ForceAttemptHTTP2:   true,
 		MaxIdleConnsPerHost: 4,
 		IdleConnTimeout:     30 * time.Second,
@@ -280,6 +288,9 @@ func plainCause(err error) error {
 	if errors.As(err, &ue) {
 		err = ue.Err
 	}
+	if cause := tlsCause(err); cause != nil {
+		return cause
+	}
 	var (
 		dns   *net.DNSError
 		errno syscall.Errno
@@ -319,6 +330,9 @@ func (c *Client) refusal(resp *http.Response, body []byte) error {
 	var p wire.Problem
 	if json.Unmarshal(body, &p) != nil || p.Code == "" {
 		ctype, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
+		if resp.StatusCode == http.StatusBadRequest && bytes.Contains(body, []byte("HTTP request to an HTTPS server")) { // net/http's words
+			return c.notService(errors.New("it speaks TLS there: the address must begin with https://"))
+		}
 		if ctype != "application/problem+json" {
 			return c.notService(fmt.Errorf("something answered HTTP %d, but not as the statussync service does", resp.StatusCode))
 		}

@@ -17,11 +17,11 @@ const MaxContainers = 20_000
 const maxNames = 16
 
 // fields are the names under which a report's parts go.
-type fields struct{ version, system, list string }
+type fields struct{ version, system, list, event string }
 
 var (
-	heartbeatFields = fields{"dtma_version", "system_status", "tool_statuses"}
-	statusFields    = fields{"version", "system_metrics", "tool_instances"}
+	heartbeatFields = fields{"dtma_version", "system_status", "tool_statuses", "event"}
+	statusFields    = fields{"version", "system_metrics", "tool_instances", ""} // an answer is no event
 )
 
 // Decode reads the body of a heartbeat, in every shape of docs/protocols.md §1, also mixed. The caller bounds the body's
@@ -34,6 +34,10 @@ var (
 // Shape A's status_on_toolbox may be a container's or a record's word; the latter becomes the container word of its
 // state, and the original stays in Text. Of its runtime_details exit_code and restart_count are taken. started_at is
 // not: it is a time by the agent's clock, and the documented heartbeat has nothing to compare it with.
+//
+// With "event": true it is no heartbeat but told at once what changed: ViaEvent, and a list proves nothing of who is not
+// on it. An event of any other type than true, false and null is refused, not left out: taken for a heartbeat, it would
+// stop every container that it does not list.
 //
 // The error is a *statussync.Error: CodeInvalid where the body is not JSON, no object, nested deeper than 64 levels, or
 // its tool_statuses is no list; CodeTooLarge beyond MaxContainers.
@@ -74,6 +78,10 @@ func decode(body []byte, names *fields, via statussync.ReportVia) (*statussync.A
 			return d.system()
 		case names.list:
 			return d.containers(names.list)
+		case names.event:
+			if names.event != "" {
+				return d.event()
+			}
 		}
 		return d.r.skip()
 	})
@@ -83,12 +91,38 @@ func decode(body []byte, names *fields, via statussync.ReportVia) (*statussync.A
 	if d.r.peek(); d.r.i != len(body) {
 		return nil, d.r.syntax("something follows the object")
 	}
+	if d.isEvent {
+		d.rep.Via = statussync.ViaEvent
+		if d.rep.List == statussync.ListComplete {
+			d.rep.List = statussync.ListPartial
+		}
+	}
 	return d.rep, nil
 }
 
 type decoder struct {
-	r   reader
-	rep *statussync.AgentReport
+	r       reader
+	rep     *statussync.AgentReport
+	isEvent bool
+}
+
+// event reads whether the report is one of something that just happened.
+func (d *decoder) event() error {
+	switch d.r.peek() {
+	case 't':
+		d.isEvent = true
+		return d.r.literal("true")
+	case 'f':
+		d.isEvent = false
+		return d.r.literal("false")
+	case 'n':
+		d.isEvent = false
+		return d.r.literal("null")
+	}
+	if err := d.r.skip(); err != nil {
+		return err
+	}
+	return statussync.Invalid("event", "must be true or false")
 }
 
 // text reads a string, cleaned and cut; any other value gives "".

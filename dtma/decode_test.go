@@ -3,6 +3,7 @@ package dtma
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -60,6 +61,14 @@ func TestSamples(t *testing.T) {
 					Word: "error", Text: "error_starting", ExitCode: code(1)},
 				{Shape: statussync.ShapeDocumented, Names: []string{"no-id-here"}, Word: "running", Text: "running"},
 			},
+		},
+		"heartbeat-event.json": {
+			Via: statussync.ViaEvent, AgentVersion: "0.3.0", List: statussync.ListPartial,
+			Containers: []statussync.ContainerReport{{
+				Names: []string{"github"}, ContainerID: "1a2b3c4d5e6f708192a3b4c5d6e7f8091a2b3c4d5e6f708192a3b4c5d6e7f809",
+				Image: "registry.example/mcp/github:0.9.0", Word: "exited", Text: "Exited (137) Less than a second ago",
+				ExitCode: code(137), ExitAge: statussync.AgeRange{Max: time.Second},
+			}},
 		},
 		"heartbeat-engine-down.json": {
 			Via: statussync.ViaPush, AgentVersion: "0.1.0", List: statussync.ListPartial,
@@ -169,6 +178,41 @@ func TestLists(t *testing.T) {
 		if err != nil || rep.List != want.kind || len(rep.Containers) != want.n {
 			t.Errorf("%s: %+v, %v", in, rep, err)
 		}
+	}
+}
+
+func TestEvent(t *testing.T) {
+	for in, want := range map[string]struct {
+		via  statussync.ReportVia
+		list statussync.ListKind
+		n    int
+	}{
+		`{"event":true}`: {statussync.ViaEvent, statussync.ListNone, 0},
+		`{"event":true,"tool_statuses":[{"names":["a"],"state":"running"}]}`:                {statussync.ViaEvent, statussync.ListPartial, 1},
+		`{"tool_statuses":[{"names":["a"],"state":"running"}],"event":true}`:                {statussync.ViaEvent, statussync.ListPartial, 1},
+		`{"event":true,"tool_statuses":[]}`:                                                 {statussync.ViaEvent, statussync.ListPartial, 0},
+		`{"event":true,"tool_statuses":null}`:                                               {statussync.ViaEvent, statussync.ListNone, 0},
+		`{"event":true,"tool_statuses":[{"error":"x"}]}`:                                    {statussync.ViaEvent, statussync.ListPartial, 0},
+		`{"event":true,"tool_statuses":[{"account_tool_instance_id":"i"},{"names":["b"]}]}`: {statussync.ViaEvent, statussync.ListPartial, 2},
+		`{"event":false,"tool_statuses":[]}`:                                                {statussync.ViaPush, statussync.ListComplete, 0},
+		`{"event":null,"tool_statuses":[]}`:                                                 {statussync.ViaPush, statussync.ListComplete, 0},
+		`{"event":true,"event":false,"tool_statuses":[]}`:                                   {statussync.ViaPush, statussync.ListComplete, 0},
+		`{"":true,"tool_statuses":[]}`:                                                      {statussync.ViaPush, statussync.ListComplete, 0},
+	} {
+		rep, err := Decode([]byte(in))
+		if err != nil || rep.Via != want.via || rep.List != want.list || len(rep.Containers) != want.n {
+			t.Errorf("%s: %+v, %v", in, rep, err)
+		}
+	}
+	for _, in := range []string{`{"event":"true"}`, `{"event":1}`, `{"event":{}}`, `{"event":["start"],"tool_statuses":[]}`} {
+		_, err := Decode([]byte(in))
+		var e *statussync.Error
+		if !errors.As(err, &e) || e.Code != statussync.CodeInvalid || e.Location != "event" {
+			t.Errorf("%s: %v", in, err)
+		}
+	}
+	if rep, err := DecodeStatus([]byte(`{"event":true,"tool_instances":[]}`)); err != nil || rep.Via != statussync.ViaPull || rep.List != statussync.ListComplete {
+		t.Errorf("an answer is no event: %+v, %v", rep, err)
 	}
 }
 
@@ -320,6 +364,9 @@ func FuzzDecode(f *testing.F) {
 				t.Fatalf("%q is not JSON", b)
 			}
 			clear(in) // nothing may point into it
+			if rep.Via == statussync.ViaEvent && rep.List == statussync.ListComplete {
+				t.Fatalf("an event proves that somebody is absent: %+v", rep)
+			}
 			if len(rep.Containers) > MaxContainers || (rep.List == statussync.ListNone && len(rep.Containers) > 0) {
 				t.Fatalf("%+v", rep)
 			}

@@ -7,12 +7,12 @@ import (
 	"github.com/agentopia/statussync"
 )
 
-// contain takes what a report says of one server's container.
-func (e *Engine) contain(s *server, now time.Time, r *statussync.ContainerReport, eff *Effects) {
+// contain takes what a report says of one server's container; event: it was told at once (statussync.ViaEvent).
+func (e *Engine) contain(s *server, now time.Time, r *statussync.ContainerReport, event bool, eff *Effects) {
 	if _, known := statussync.ContainerState(r.Word, false, false); !known {
 		e.unknownWord(r.Word, eff)
 	}
-	if e.holdStop(s, now, r, false, eff) {
+	if e.holdStop(s, now, r, false, event, eff) {
 		return
 	}
 	e.applyContainer(s, now, r, eff)
@@ -21,7 +21,7 @@ func (e *Engine) contain(s *server, now time.Time, r *statussync.ContainerReport
 // absent takes that a complete list no longer holds a server that was listed before: it is stopped.
 func (e *Engine) absent(s *server, now time.Time, eff *Effects) {
 	r := absentReport(s)
-	if e.holdStop(s, now, &r, true, eff) {
+	if e.holdStop(s, now, &r, true, false, eff) {
 		return
 	}
 	e.applyContainer(s, now, &r, eff)
@@ -180,7 +180,7 @@ func (e *Engine) contradict(s *server, eff *Effects) {
 
 // holdStop keeps a clean stop of a healthy server that should run from counting until it is confirmed, so that a
 // restart of a few seconds alarms nobody. It reports whether the report was kept back.
-func (e *Engine) holdStop(s *server, now time.Time, r *statussync.ContainerReport, absent bool, eff *Effects) bool {
+func (e *Engine) holdStop(s *server, now time.Time, r *statussync.ContainerReport, absent, event bool, eff *Effects) bool {
 	desired := s.desired()
 	state, _ := statussync.ContainerState(r.Word, r.HealthCheck == "starting", desired == statussync.DesiredStopped)
 	clean := r.ExitCode == nil || statussync.CleanExit(*r.ExitCode)
@@ -190,7 +190,7 @@ func (e *Engine) holdStop(s *server, now time.Time, r *statussync.ContainerRepor
 			return false
 		}
 		w.report, w.reported, w.absent = *r, now, absent
-		if !w.probed && !w.asked {
+		if !w.probed && !w.asked && !w.pushed && !event { // one stop may be told by several events
 			s.stopWait = nil // this is the heartbeat that was awaited
 			return false
 		}
@@ -207,6 +207,8 @@ func (e *Engine) holdStop(s *server, now time.Time, r *statussync.ContainerRepor
 		e.probeNow(s, 0, 0, "contradiction", eff)
 	case s.env != nil && s.env.Def.AgentURL != "":
 		w.asked = true
+	case event:
+		w.pushed = true
 	default:
 		w.until = now.Add(e.interval(s.env) + e.p.StopWait) // heartbeats are never exactly on time
 	}

@@ -88,7 +88,11 @@ func (e *Engine) explainEvidence(s *server, v *sight, now time.Time, x *statussy
 		add("heartbeat", "it has no environment", time.Time{}, false)
 	default:
 		interval, late, lost := e.limits(s.env)
-		t := "agent " + string(v.agent) + "; every " + roundAge(interval) + ", late after " + roundAge(late) + ", lost after " + roundAge(lost)
+		t := "agent " + string(v.agent)
+		if via := s.env.HeardVia; via == statussync.ViaPull || via == statussync.ViaEvent {
+			t += ", last heard via " + string(via)
+		}
+		t += "; every " + roundAge(interval) + ", late after " + roundAge(late) + ", lost after " + roundAge(lost)
 		at := later(s.env.LastBeat, s.RowBeat)
 		add("heartbeat", t, at, v.agent == statussync.AgentOK)
 	}

@@ -15,13 +15,16 @@ func (e *Engine) agentReport(now time.Time, r *statussync.AgentReport, eff *Effe
 		eff.fail(statussync.NotFound("environment", r.EnvironmentID))
 		return
 	}
-	if r.Via == statussync.ViaPull {
+	switch r.Via {
+	case statussync.ViaPull:
 		env.Answered = true
 		e.sampleAgent(env, true)
-	} else {
+	case statussync.ViaEvent: // it comes when something happens, which says nothing of when the next heartbeat is due
+	default:
 		e.learnGap(env, now)
 	}
 	e.alive(env, now)
+	env.HeardVia = r.Via
 	if r.AgentVersion != "" {
 		env.AgentVersion = r.AgentVersion
 	}
@@ -97,9 +100,9 @@ func (e *Engine) matchContainers(env *environment, now time.Time, r *statussync.
 		}
 	}
 	for _, s := range listed {
-		e.contain(s, now, &r.Containers[s.seenAt], eff)
+		e.contain(s, now, &r.Containers[s.seenAt], r.Via == statussync.ViaEvent, eff)
 	}
-	if r.List != statussync.ListComplete {
+	if r.List != statussync.ListComplete || r.Via == statussync.ViaEvent {
 		return listed
 	}
 	for _, s := range env.servers {
@@ -217,6 +220,7 @@ func (e *Engine) rowHeartbeat(now time.Time, r *statussync.RowHeartbeat, eff *Ef
 	}
 	if last.After(env.LastBeat) {
 		e.alive(env, last)
+		env.HeardVia = ""
 	}
 	e.evalEnv(env, now, eff)
 	e.evalServers(env, now, statussync.SourceDTMA, eff)
@@ -452,7 +456,7 @@ func (e *Engine) askNow(env *environment, timeout, after time.Duration, eff *Eff
 func (e *Engine) environmentView(env *environment, now time.Time) statussync.EnvironmentView {
 	interval, late, lost := e.limits(env)
 	v := statussync.EnvironmentView{
-		Environment: env.Def, Agent: env.Judged, AgentVersion: env.AgentVersion, LastHeartbeat: env.LastBeat,
+		Environment: env.Def, Agent: env.Judged, AgentVersion: env.AgentVersion, LastHeartbeat: env.LastBeat, HeardVia: env.HeardVia,
 		Interval: interval, LateAfter: late, LostAfter: lost, System: env.System, Servers: len(env.servers), Now: now,
 	}
 	if v.Agent == "" {

@@ -86,7 +86,7 @@ func (d *dice) roll(now time.Time) (what string, list []action) {
 	one := func(o statussync.Observation) []action { return []action{observe(o)} }
 	switch d.n(16) {
 	case 0, 1, 2:
-		r := &statussync.AgentReport{EnvironmentID: d.env(), Via: pick(d, statussync.ViaPush, statussync.ViaPush, statussync.ViaPull), List: pick(d, statussync.ListComplete, statussync.ListPartial, statussync.ListNone)}
+		r := &statussync.AgentReport{EnvironmentID: d.env(), Via: pick(d, statussync.ViaPush, statussync.ViaPush, statussync.ViaPull, statussync.ViaEvent), List: pick(d, statussync.ListComplete, statussync.ListPartial, statussync.ListNone)}
 		for range d.n(5) {
 			c := statussync.ContainerReport{Names: []string{d.server()}, Word: pick(d, "running", "running", "running", "exited", "created", "restarting", "restarting", "dead", "removing", "Gibberish"), Text: "as told"}
 			switch d.n(6) {

@@ -124,6 +124,9 @@ type stopWait struct {
 	asks         int  // of Policy.StopAsks, how many are done
 	probed       bool // else its agent is asked, else the next heartbeat is awaited
 	asked        bool
+	// pushed: its agent told of the stop at once, and so would of a start. Who is neither probed nor asked then waits for
+	// that, not for a heartbeat, which may come the next moment.
+	pushed bool
 }
 
 // environment is all that is known of one host.
@@ -149,6 +152,7 @@ type envMemory struct {
 	LastBeat     time.Time                `json:",omitzero"` // our time
 	BeatAt       time.Time                `json:",omitzero"` // the database's own word of it, where it comes from there
 	BeatRead     uint64                   `json:"-"`
+	HeardVia     statussync.ReportVia     `json:",omitzero"` // how LastBeat came; empty: from the database
 	LastPush     time.Time                `json:",omitzero"` // the last one that counts for gaps
 	Gaps         []time.Duration          `json:",omitzero"`
 	AgentVersion string                   `json:",omitzero"`

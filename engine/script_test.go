@@ -45,6 +45,7 @@ import (
 //	heartbeat box-1 partial weather=running  … with a list that proves nothing about who is missing
 //	    id:weather=running is named by the platform's id, doc:weather=running by name in the platform's form
 //	answer box-1 …                           the same, when the agent was asked
+//	event box-1 weather=exited(137)          the same, told at once between two heartbeats
 //	agent-failed box-1 refused               asked, and no answer (or: nobody)
 //	record weather stopping [error="…"] [echo]
 //	row box-1 at=-20s read=1 · row weather at=50s    a heartbeat that the database tells of, by its own time
@@ -306,10 +307,13 @@ func (sc *script) command(cmd string, args []string) error {
 		if err := sc.e.SetPolicy(sc.now, sc.policy, &sc.eff); err != nil {
 			return err
 		}
-	case "heartbeat", "answer":
+	case "heartbeat", "answer", "event":
 		r := &statussync.AgentReport{EnvironmentID: a.next(), Via: statussync.ViaPush}
-		if cmd == "answer" {
+		switch cmd {
+		case "answer":
 			r.Via = statussync.ViaPull
+		case "event":
+			r.Via = statussync.ViaEvent
 		}
 		partial, empty := a.flag("partial"), a.flag("empty")
 		for _, w := range a.rest() {

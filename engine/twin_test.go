@@ -545,11 +545,14 @@ func (w *twin) rawState(c *twinReport) statussync.State {
 	return s
 }
 
-// report takes one heartbeat: nil says nothing of containers, else it is a complete list with or without the server.
-func (w *twin) report(t time.Time, list bool, r *statussync.ContainerReport) {
+// report takes one heartbeat: nil says nothing of containers, else it is a complete list with or without the server. An
+// event is no heartbeat to learn from, and says nothing of who is not on its list.
+func (w *twin) report(t time.Time, list, event bool, r *statussync.ContainerReport) {
 	w.beats = append(w.beats, t)
-	w.pulse = append(w.pulse, t)
-	if !list {
+	if !event {
+		w.pulse = append(w.pulse, t)
+	}
+	if !list || event && r == nil {
 		return
 	}
 	absent := r == nil
@@ -563,7 +566,7 @@ func (w *twin) report(t time.Time, list bool, r *statussync.ContainerReport) {
 	clean := r.ExitCode == nil || *r.ExitCode == 0 || *r.ExitCode == 130 || *r.ExitCode == 143
 	quiet := state == statussync.StateStopped && clean && w.desired() == statussync.DesiredRunning
 	if wt := w.wait; wt != nil {
-		if quiet && !wt.next {
+		if quiet && (!wt.next || event) {
 			wt.report, wt.came, wt.absent = *r, t, absent
 			return
 		}
@@ -580,7 +583,7 @@ func (w *twin) report(t time.Time, list bool, r *statussync.ContainerReport) {
 	}
 	if quiet && news && w.told.State == statussync.StateRunning && w.told.Health == statussync.HealthHealthy {
 		w.wait = &twinWait{since: t, until: t.Add(10 * time.Second), report: *r, came: t, absent: absent}
-		if !w.probed {
+		if !w.probed && !event { // of an event: the start would be told at once as well
 			w.wait.next, w.wait.until = true, t.Add(w.learned()+10*time.Second) // an interval, and what a heartbeat may be late
 		}
 		return
@@ -770,9 +773,13 @@ func TestTwin(t *testing.T) {
 					}
 					r.Containers = []statussync.ContainerReport{*c}
 				}
-				log = append(log, fmt.Sprintf("%v heartbeat %v %+v", now.Sub(begin), r.List, r.Containers))
+				event := rapid.IntRange(0, 3).Draw(t, "event") == 0
+				if event {
+					r.Via = statussync.ViaEvent
+				}
+				log = append(log, fmt.Sprintf("%v %s %v %+v", now.Sub(begin), r.Via, r.List, r.Containers))
 				e.Step(now, r, &eff)
-				w.report(now, r.List == statussync.ListComplete, c)
+				w.report(now, r.List == statussync.ListComplete, event, c)
 			case kind == 3: // the row's heartbeat
 				at := now.Add(-time.Duration(rapid.SampledFrom([]int{0, 5, 100, 1000, -50}).Draw(t, "row")) * time.Second)
 				pushes++

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"sync"
 	"time"
@@ -17,6 +18,11 @@ type (
 		Version string     `json:"dtma_version"`
 		System  wireSystem `json:"system_status"`
 		Tools   []any      `json:"tool_statuses"`
+	}
+	wireEvent struct { // what changed, told at once
+		Event   bool   `json:"event"`
+		Version string `json:"dtma_version"`
+		Tools   []any  `json:"tool_statuses"`
 	}
 	wireStatus struct { // the agent's own GET /status
 		Status    string     `json:"status"`
@@ -78,6 +84,7 @@ type (
 type AgentStats struct {
 	Sent   uint64 // heartbeats answered with 204
 	Failed uint64 // heartbeats answered otherwise, or not at all
+	Events uint64 // reports of something that just happened, answered with 204
 	// LastError says why the newest heartbeat failed; "" where it did not.
 	LastError string
 }
@@ -88,6 +95,10 @@ type agent struct {
 	env  *environment
 	door *door
 	kick chan struct{} // capacity 1: report now
+
+	// Of an agent that reports events; only run looks at told.
+	notice chan struct{}              // capacity 1: something may have changed; nil: it reports none
+	told   map[*server]containerState // what the service was told last
 
 	mu    sync.Mutex
 	stats AgentStats
@@ -111,6 +122,81 @@ func (a *agent) kickNow() {
 	}
 }
 
+// containerState is that of a container whose change is an event.
+type containerState struct {
+	id      string
+	state   State
+	started time.Time
+	exited  time.Time
+	health  string
+}
+
+// noticeNow makes an agent that reports events look for some. It does not block.
+func (a *agent) noticeNow() {
+	select {
+	case a.notice <- struct{}{}:
+	default: // it will look in any case, or reports no events (nil)
+	}
+}
+
+// states are the containers as they are, or nil where the agent can't see them.
+func (a *agent) states(now time.Time) map[*server]containerState {
+	if a.notice == nil {
+		return nil
+	}
+	a.f.mu.Lock()
+	defer a.f.mu.Unlock()
+	if !a.env.agentUpLocked() || a.env.engineDown {
+		return nil
+	}
+	out := make(map[*server]containerState, len(a.env.servers))
+	for _, s := range a.env.servers {
+		out[s] = containerState{s.c.id, s.c.state, s.c.startedAt, s.c.finishedAt, s.c.healthLocked(now)}
+	}
+	return out
+}
+
+// event tells what changed since it was told last, and returns when a health check will turn by itself (zero: none will).
+func (a *agent) event(ctx context.Context) (next time.Time) {
+	now := time.Now()
+	changed := a.states(now)
+	var tools []any
+	a.f.mu.Lock()
+	target := a.f.target
+	for _, s := range a.env.servers {
+		is, seen := changed[s]
+		if !seen {
+			continue
+		}
+		if is.health == "starting" {
+			if t := is.started.Add(s.c.settle); next.IsZero() || t.Before(next) {
+				next = t
+			}
+		}
+		switch {
+		case a.told[s] == is:
+			delete(changed, s)
+		case a.env.Shape == ShapeDocumented:
+			tools = append(tools, documentedLocked(s))
+		default:
+			tools = append(tools, dockerLocked(s.c, now))
+		}
+	}
+	a.f.mu.Unlock()
+	if len(tools) == 0 {
+		return next
+	}
+	if err := a.post(ctx, target, wireEvent{Event: true, Version: a.version(), Tools: tools}); err != nil {
+		a.f.log.Debug("an event was not taken; the next heartbeat tells it", "environment", a.env.ID, "error", err)
+		return next
+	}
+	maps.Copy(a.told, changed)
+	a.mu.Lock()
+	a.stats.Events++
+	a.mu.Unlock()
+	return next
+}
+
 // run reports every HeartbeatEvery, the agents of a fleet evenly spread over it. A report that takes longer delays
 // none but its own agent's; missed beats are not made up for.
 func (a *agent) run(ctx context.Context) {
@@ -123,10 +209,23 @@ func (a *agent) run(ctx context.Context) {
 	next := time.Now().Add(every * time.Duration(a.env.index) / time.Duration(len(a.f.envs)))
 	timer := time.NewTimer(time.Until(next))
 	defer timer.Stop()
+	turn := time.NewTimer(time.Hour) // when a health check turns by itself
+	defer turn.Stop()
+	noticed := func() {
+		if at := a.event(ctx); !at.IsZero() {
+			turn.Reset(max(time.Until(at), time.Millisecond))
+		}
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-a.notice:
+			noticed()
+			continue
+		case <-turn.C:
+			noticed()
+			continue
 		case <-a.kick:
 		case <-timer.C:
 			now := time.Now()
@@ -147,9 +246,16 @@ func (a *agent) beat(ctx context.Context) {
 	if !up {
 		return
 	}
-	err := a.post(ctx, target)
+	now := time.Now()
+	states := a.states(now)
+	err := a.post(ctx, target, wireHeartbeat{
+		Version: a.version(), System: a.system(), Tools: a.tools(now, a.env.Shape),
+	})
 	if ctx.Err() != nil {
 		return
+	}
+	if err == nil {
+		maps.Copy(a.told, states) // what changed meanwhile is told once more
 	}
 	a.mu.Lock()
 	failing := a.stats.LastError != ""
@@ -169,10 +275,8 @@ func (a *agent) beat(ctx context.Context) {
 	}
 }
 
-func (a *agent) post(ctx context.Context, target string) error {
-	body, err := json.Marshal(wireHeartbeat{
-		Version: a.version(), System: a.system(), Tools: a.tools(time.Now(), a.env.Shape),
-	})
+func (a *agent) post(ctx context.Context, target string, report any) error {
+	body, err := json.Marshal(report)
 	if err != nil {
 		return err
 	}

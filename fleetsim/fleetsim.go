@@ -57,8 +57,11 @@ type Options struct {
 	// Plain makes fleets of thousands cheap: no MCP servers, and one listening socket for all servers of an
 	// environment, told apart by path. A single server that is down then resets connections instead of refusing them;
 	// a whole environment that is down still refuses. All servers of an environment have the same public port.
-	Plain  bool
-	Logger *slog.Logger // nil: silent
+	Plain bool
+	// EventAgents is how many environments, the first ones, have an agent that also reports at once what starts, exits or
+	// turns (un)healthy, between its heartbeats. 0: none; -1: all.
+	EventAgents int
+	Logger      *slog.Logger // nil: silent
 }
 
 // Secret is a credential. Printing or logging it shows nothing; string(s) is its value.
@@ -234,6 +237,8 @@ func (o *Options) complete() error {
 		return fmt.Errorf("fleetsim: Servers is %d, must be 1 to %d", o.Servers, MaxServers)
 	case o.HeartbeatEvery < time.Millisecond:
 		return fmt.Errorf("fleetsim: HeartbeatEvery is %v, must be at least 1ms", o.HeartbeatEvery)
+	case o.EventAgents < -1:
+		return fmt.Errorf("fleetsim: EventAgents is %d, must be -1 or more", o.EventAgents)
 	case !(o.TimeScale > 0 && o.TimeScale <= 100):
 		return fmt.Errorf("fleetsim: TimeScale is %v, must be greater than 0 and at most 100", o.TimeScale)
 	}
@@ -432,6 +437,7 @@ func (f *Fleet) nudge() {
 
 // applyLocked makes the wire agree with what is true of s. Whoever changes the truth calls it before unlocking.
 func (f *Fleet) applyLocked(s *server) {
+	s.env.agent.noticeNow()
 	m := s.fault
 	if s.door == nil {
 		if !s.answersLocked() {

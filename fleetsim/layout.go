@@ -119,6 +119,9 @@ func (f *Fleet) addEnvironment(i int, r *rand.Rand, now time.Time) error {
 		}}
 	}
 	e.agent = &agent{f: f, env: e, kick: make(chan struct{}, 1)}
+	if n := f.opt.EventAgents; n < 0 || i < n {
+		e.agent.notice, e.agent.told = make(chan struct{}, 1), make(map[*server]containerState)
+	}
 	d, err := f.addDoor(e.agent)
 	if err != nil {
 		return fmt.Errorf("fleetsim: a port for the agent of %s: %w", id, err)

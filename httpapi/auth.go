@@ -43,7 +43,8 @@ func (r Role) rank() int {
 type Credential struct {
 	Name      string // stands as the actor in what follows; limits are counted by it
 	Role      Role
-	ExpiresAt time.Time // zero: never. A WebSocket is closed with 4001 when it is passed
+	ExpiresAt time.Time // zero: never. A WebSocket is closed with 4001, an SSE stream ended, when it is passed
+	Limits    Limits    // zero numbers: those of Options
 
 	via  via
 	hash [sha256.Size]byte // of the token, with viaToken
@@ -74,6 +75,7 @@ type TokenSpec struct {
 	Role      Role
 	Token     string
 	ExpiresAt time.Time // zero: never
+	Limits    Limits    // zero numbers: those of Options
 }
 
 // Tokens is an Authenticator over a configured set, which can be replaced, and agents' tokens that come and go. It keeps
@@ -133,7 +135,10 @@ func NewTokens(specs []TokenSpec, agents map[string][]string) *Tokens {
 		case s.Role.rank() == 0:
 			t.err = statussync.Invalid(at, "has the unknown role "+strconv.Quote(string(s.Role))+"; it must be viewer, operator or admin")
 		}
-		set.tokens[h] = Credential{Name: s.Name, Role: s.Role, ExpiresAt: s.ExpiresAt, via: viaToken, hash: h}
+		if err := s.Limits.check(at + ".limits."); err != nil {
+			t.err = err
+		}
+		set.tokens[h] = Credential{Name: s.Name, Role: s.Role, ExpiresAt: s.ExpiresAt, Limits: s.Limits, via: viaToken, hash: h}
 	}
 	for env, list := range agents {
 		for _, token := range list {
@@ -156,6 +161,12 @@ func (t *Tokens) Token(token string) (Credential, bool) {
 		return Credential{}, false
 	}
 	return c, ok
+}
+
+// Expired reports whether a token is one of the fixed set whose time is over. Who has it may be told so.
+func (t *Tokens) Expired(token string) bool {
+	c, ok := t.set.Load().tokens[sha256.Sum256([]byte(token))]
+	return ok && !c.ExpiresAt.IsZero() && !t.now().Before(c.ExpiresAt)
 }
 
 // Agent implements Authenticator.
@@ -217,6 +228,9 @@ func (a *API) login(addr netip.Addr, token string) (*Credential, error) {
 		}
 		return ok || agent
 	})
+	if x, ok := a.opts.Auth.(interface{ Expired(token string) bool }); ok && statussync.CodeOf(err) == statussync.CodeUnauthorized && x.Expired(token) {
+		err = statussync.NewError(statussync.CodeUnauthorized, "this token has expired", nil)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -374,74 +388,4 @@ func (c *lru[K, V]) remove(k K) {
 		c.order.Remove(e)
 		delete(c.items, k)
 	}
-}
-
-// limits are what one credential may use at once or per second.
-type limits struct {
-	perSecond, conns, replay int
-
-	mu   sync.Mutex
-	open map[string]int // connections; an entry is removed at 0
-	cmds lru[string, *rate.Limiter]
-	read lru[string, *rate.Limiter]
-}
-
-// maxCredentials bounds whose rates are remembered.
-const maxCredentials = 10_000
-
-func newLimits(perSecond, conns, replay int) *limits {
-	return &limits{
-		perSecond: perSecond, conns: conns, replay: replay, open: make(map[string]int),
-		cmds: newLRU[string, *rate.Limiter](maxCredentials), read: newLRU[string, *rate.Limiter](maxCredentials),
-	}
-}
-
-// connect counts a connection of a credential; false: it has too many.
-func (l *limits) connect(name string) bool { return l.connectUpTo(name, l.conns) }
-
-func (l *limits) connectUpTo(name string, most int) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.open[name] >= most {
-		return false
-	}
-	l.open[name]++
-	return true
-}
-
-// disconnect is the inverse of connect.
-func (l *limits) disconnect(name string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.open[name]--; l.open[name] <= 0 {
-		delete(l.open, name)
-	}
-}
-
-// command counts a command of a credential. The error has CodeRateLimited.
-func (l *limits) command(name string) error {
-	l.mu.Lock()
-	lim, ok := l.cmds.get(name)
-	if !ok {
-		lim = rate.NewLimiter(rate.Limit(l.perSecond), l.perSecond)
-		l.cmds.put(name, lim)
-	}
-	most := l.perSecond
-	l.mu.Unlock()
-	if !lim.Allow() {
-		return statussync.NewError(statussync.CodeRateLimited, "more than "+strconv.Itoa(most)+" commands per second with this credential", nil)
-	}
-	return nil
-}
-
-// replayed counts n bytes of replay of a credential and returns how long to wait before sending more.
-func (l *limits) replayed(name string, n int) time.Duration {
-	l.mu.Lock()
-	lim, ok := l.read.get(name)
-	if !ok {
-		lim = rate.NewLimiter(rate.Limit(l.replay), l.replay)
-		l.read.put(name, lim)
-	}
-	l.mu.Unlock()
-	return lim.ReserveN(time.Now(), min(n, l.replay)).Delay()
 }

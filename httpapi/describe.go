@@ -113,7 +113,7 @@ func (a *API) describe(registry huma.Registry) error {
 	if a.openapiYAML, err = doc.YAML(); err != nil {
 		return err
 	}
-	a.docsPage, err = renderDocs(doc)
+	a.docsPage, err = renderDocs(doc, a.opts.BasePath)
 	return err
 }
 
@@ -123,7 +123,7 @@ func operations(p *huma.PathItem) []*huma.Operation {
 		func(op *huma.Operation) bool { return op == nil })
 }
 
-func renderDocs(doc *huma.OpenAPI) ([]byte, error) {
+func renderDocs(doc *huma.OpenAPI, base string) ([]byte, error) {
 	page := template.Must(template.New("docs").Parse(docsHTML))
 	var paths []string
 	for p := range doc.Paths {
@@ -147,7 +147,7 @@ func renderDocs(doc *huma.OpenAPI) ([]byte, error) {
 		sections = append(sections, s)
 	}
 	var b bytes.Buffer
-	err := page.Execute(&b, map[string]any{"Info": doc.Info, "Sections": sections})
+	err := page.Execute(&b, map[string]any{"Info": doc.Info, "Sections": sections, "Base": base})
 	return b.Bytes(), err
 }
 
@@ -165,7 +165,7 @@ table { border-collapse: collapse; font-size: .9em } td { padding: .1rem 1rem .1
 <p>{{.Info.Description}} The full description: <a href="openapi.json">openapi.json</a>, <a href="openapi.yaml">openapi.yaml</a>.</p>
 {{range .Sections}}<h2>{{.Tag}}</h2>
 <dl>{{range .Ops}}
-<dt><code><span class="m">{{.Method}}</span> {{.Path}}</code></dt>
+<dt><code><span class="m">{{.Method}}</span> {{$.Base}}{{.Path}}</code></dt>
 <dd>{{.Summary}}{{if .Description}} {{.Description}}{{end}}{{if .Parameters}}
 <table>{{range .Parameters}}<tr><td><code>{{.Name}}</code></td><td>{{.In}}</td><td>{{.Description}}</td></tr>{{end}}</table>{{end}}</dd>{{end}}
 </dl>{{end}}

@@ -25,6 +25,12 @@ func (a *API) heartbeat(w http.ResponseWriter, r *http.Request) {
 		a.fail(w, r, err)
 		return
 	}
+	if a.opts.AgentCert != nil {
+		if err := a.opts.AgentCert(env, r.TLS); err != nil {
+			a.fail(w, r, err)
+			return
+		}
+	}
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(heartbeatReadTimeout)) // no deadlines: in tests only
 	raw, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxHeartbeat))
 	if err != nil {

@@ -19,6 +19,7 @@ package httpapi
 
 import (
 	"context"
+	"crypto/tls"
 	"log/slog"
 	"net"
 	"net/http"
@@ -90,6 +91,16 @@ type Options struct {
 	CommandsPerSecond      int // per credential, and frames per WebSocket; default 100
 	MaxConnections         int // WebSockets and SSE streams per credential; default 10,000
 	ReplayBytesPerSecond   int // of stored entries and snapshots, per credential; default 64 MiB
+	MaxSubscriptions       int // per credential; default 10,000
+	MaxFilterIDs           int // values in one list of a filter; default and most: statussync.MaxFilterIDs
+	MaxFilterClauses       int // clauses of a filter; default and most: statussync.MaxClauses
+
+	// BasePath is a path below which everything is served, such as "/statussync"; empty: at the root. /healthz, /readyz,
+	// /metrics and agents' heartbeats are served at the root as well.
+	BasePath string
+	// AgentCert judges the client certificate of an agent's heartbeat, beside its token; state is nil for a connection
+	// without TLS. Its error is the answer. It must not block. nil: none is needed.
+	AgentCert func(environmentID string, state *tls.ConnectionState) error
 
 	// The five times from PingEvery on are not exceeded; they may fall short by a tick of the clock, about half a second.
 	WriteTimeout  time.Duration // a write blocked for so long ends a stream; default 5 s
@@ -113,7 +124,6 @@ type Options struct {
 
 const (
 	defaultLoginFailures = 5
-	defaultCommands      = 100
 )
 
 func (o Options) withDefaults() Options {
@@ -128,9 +138,13 @@ func (o Options) withDefaults() Options {
 		}
 	}
 	num(&o.LoginFailuresPerMinute, defaultLoginFailures)
-	num(&o.CommandsPerSecond, defaultCommands)
-	num(&o.MaxConnections, 10_000)
-	num(&o.ReplayBytesPerSecond, 64<<20)
+	limits := DefaultLimits()
+	num(&o.CommandsPerSecond, limits.CommandsPerSecond)
+	num(&o.MaxConnections, limits.Connections)
+	num(&o.ReplayBytesPerSecond, limits.ReplayBytesPerSecond)
+	num(&o.MaxSubscriptions, limits.Subscriptions)
+	num(&o.MaxFilterIDs, limits.FilterIDs)
+	num(&o.MaxFilterClauses, limits.FilterClauses)
 	dur(&o.WriteTimeout, 5*time.Second)
 	dur(&o.PingEvery, 25*time.Second)
 	dur(&o.PongWait, 10*time.Second)
@@ -186,6 +200,7 @@ func New(o Options) (*API, error) {
 	}{
 		{"LoginFailuresPerMinute", int64(o.LoginFailuresPerMinute)}, {"CommandsPerSecond", int64(o.CommandsPerSecond)},
 		{"MaxConnections", int64(o.MaxConnections)}, {"ReplayBytesPerSecond", int64(o.ReplayBytesPerSecond)},
+		{"MaxSubscriptions", int64(o.MaxSubscriptions)},
 		{"WriteTimeout", int64(o.WriteTimeout)}, {"PingEvery", int64(o.PingEvery)}, {"PongWait", int64(o.PongWait)},
 		{"AuthWait", int64(o.AuthWait)}, {"BookmarkEvery", int64(o.BookmarkEvery)}, {"CommentEvery", int64(o.CommentEvery)},
 	} {
@@ -193,10 +208,17 @@ func New(o Options) (*API, error) {
 			return nil, statussync.Invalid(n.name, "must not be negative")
 		}
 	}
+	if fault := BasePathFault(o.BasePath); fault != "" {
+		return nil, statussync.Invalid("BasePath", fault)
+	}
 	a := &API{opts: o, log: o.Logger, mux: http.NewServeMux(), stop: make(chan struct{})}
 	set, err := newSettings(o.Listen, Settings{
 		OpenLoopback: o.OpenLoopback, LegacyViewer: o.LegacyViewer, AllowedHosts: o.AllowedHosts, AllowedOrigins: o.AllowedOrigins,
-		TrustedProxies: o.TrustedProxies, LoginFailuresPerMinute: o.LoginFailuresPerMinute, CommandsPerSecond: o.CommandsPerSecond,
+		TrustedProxies: o.TrustedProxies, LoginFailuresPerMinute: o.LoginFailuresPerMinute,
+		Limits: Limits{
+			Connections: o.MaxConnections, Subscriptions: o.MaxSubscriptions, CommandsPerSecond: o.CommandsPerSecond,
+			ReplayBytesPerSecond: o.ReplayBytesPerSecond, FilterIDs: o.MaxFilterIDs, FilterClauses: o.MaxFilterClauses,
+		},
 	})
 	if err != nil {
 		return nil, err
@@ -204,7 +226,7 @@ func New(o Options) (*API, error) {
 	a.set.Store(set)
 	a.generation.Store(1)
 	a.logins, a.beats = newLogins(o.LoginFailuresPerMinute), newLogins(o.LoginFailuresPerMinute)
-	a.limits = newLimits(o.CommandsPerSecond, o.MaxConnections, o.ReplayBytesPerSecond)
+	a.limits = newLimits()
 	a.streams.init()
 	if err := a.routes(); err != nil {
 		return nil, err
@@ -300,6 +322,10 @@ func (a *API) Stats() Stats {
 // have a ReadHeaderTimeout.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rw := &response{ResponseWriter: w}
+	r, inside, prefixed := a.below(r)
+	if prefixed {
+		rw.base = a.opts.BasePath
+	}
 	r = r.WithContext(context.WithValue(r.Context(), requestKey{}, newRequest(r)))
 	defer a.recovered(rw, r)
 	h := w.Header()
@@ -318,6 +344,10 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.fail(rw, r, statussync.NewError(statussync.CodeForbidden, "requests that change something are not taken from other web origins", err))
 		return
 	}
+	if !inside {
+		a.outside(rw, r)
+		return
+	}
 	if handler, pattern := a.mux.Handler(r); pattern == "" {
 		a.unrouted(rw, r, handler)
 		return
@@ -328,16 +358,21 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // answerTimeout is how long a client may take to read an answer that is no stream.
 const answerTimeout = 30 * time.Second
 
-// response remembers whether an answer has begun, so that a panic afterwards does not write a second one.
+// response remembers whether an answer has begun, so that a panic afterwards does not write a second one, and puts the base
+// path, which no handler knows of, before the Location of an answer to a request that came below it.
 type response struct {
 	http.ResponseWriter
 	begun bool
+	base  string
 }
 
 // Unwrap lets http.ResponseController reach the writer below.
 func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (w *response) WriteHeader(status int) {
+	if at := w.Header().Get("Location"); !w.begun && w.base != "" && strings.HasPrefix(at, "/") {
+		w.Header().Set("Location", w.base+at)
+	}
 	w.begun = true
 	w.ResponseWriter.WriteHeader(status)
 }

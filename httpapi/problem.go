@@ -210,7 +210,8 @@ func (a *API) unrouted(w http.ResponseWriter, r *http.Request, h http.Handler) {
 		}
 		if r.URL.Path == "/" {
 			w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-			_, _ = w.Write([]byte("statussync: the API is under " + wire.BasePath + ", described at /openapi.json and /docs\n"))
+			base := a.opts.BasePath
+			_, _ = w.Write([]byte("statussync: the API is under " + base + wire.BasePath + ", described at " + base + "/openapi.json and " + base + "/docs\n"))
 			return
 		}
 	}

@@ -130,7 +130,7 @@ func (a *API) enter(r *http.Request, need access) error {
 	if err := checkJSON(r); err != nil {
 		return err
 	}
-	return a.limits.command(cred.Name)
+	return a.limits.command(cred.Name, a.limitsOf(cred).CommandsPerSecond)
 }
 
 // permit checks a credential, which may be nil, against what is needed.
@@ -243,9 +243,13 @@ func (a *API) routes() error {
 		Marshal:   huma.DefaultJSONFormat.Marshal,
 		Unmarshal: json.Unmarshal,
 	}
+	var servers []*huma.Server
+	if a.opts.BasePath != "" {
+		servers = []*huma.Server{{URL: a.opts.BasePath}}
+	}
 	a.huma = huma.NewAPI(huma.Config{
 		OpenAPI: &huma.OpenAPI{
-			OpenAPI: "3.1.0",
+			OpenAPI: "3.1.0", Servers: servers,
 			Info: &huma.Info{
 				Title: "statussync", Version: cmp.Or(a.opts.Version, "0"),
 				Description: "The true status of a fleet of MCP servers. Errors are RFC 9457 problems with a code.",
@@ -328,6 +332,7 @@ func (a *API) routes() error {
 			return &body[wire.Metrics]{out}, nil
 		})
 
+	a.whoamiRoute()
 	register(a, get("/healthz", "healthz", "service", "The process is alive"), accessOpen,
 		func(context.Context, *empty) (*body[healthz], error) { return &body[healthz]{healthz{"alive"}}, nil })
 	register(a, get("/readyz", "readyz", "service", "The service can do what it promises; details only for a credential"), accessOptional, a.readyz)
@@ -345,6 +350,9 @@ func statusOf(v statussync.ServerView, err error) (*body[wire.Status], error) {
 
 func (a *API) listServers(ctx context.Context, in *serversInput) (*body[wire.Page[wire.Server]], error) {
 	q, err := serverQuery(queryIn(ctx), in.Q, in.Limit, in.Cursor)
+	if err == nil {
+		err = a.limitsOf(requestIn(ctx).cred).checkList("query.environment_ids", len(q.EnvironmentIDs))
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -544,6 +552,9 @@ func (a *API) updates(ctx context.Context, in *updatesInput) (*body[wire.Page[en
 	f, err := filterParam(p)
 	if err != nil {
 		return nil, err
+	}
+	if err := a.limitsOf(requestIn(ctx).cred).checkFilter(f); err != nil {
+		return nil, inQuery(err)
 	}
 	m, err := f.Compile()
 	if err != nil {

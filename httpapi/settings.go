@@ -19,7 +19,7 @@ type Settings struct {
 	AllowedOrigins         []string
 	TrustedProxies         []netip.Prefix
 	LoginFailuresPerMinute int
-	CommandsPerSecond      int
+	Limits                 Limits // of credentials without their own; a zero number means the default
 }
 
 // settings are Settings in the form in which requests need them. A value is never changed once it is in force.
@@ -31,22 +31,22 @@ type settings struct {
 	allowed      map[string]bool // AllowedOrigins, lower case
 	proxies      []netip.Prefix
 	failures     int
-	commands     int
+	limits       Limits
 }
 
 func newSettings(listen string, s Settings) (*settings, error) {
-	if s.LoginFailuresPerMinute < 0 || s.CommandsPerSecond < 0 {
-		return nil, statussync.Invalid("limits", "must not be negative")
+	if s.LoginFailuresPerMinute < 0 {
+		return nil, statussync.Invalid("LoginFailuresPerMinute", "must not be negative")
+	}
+	if err := s.Limits.check("Max"); err != nil { // as Options calls them
+		return nil, err
 	}
 	if s.LoginFailuresPerMinute == 0 {
 		s.LoginFailuresPerMinute = defaultLoginFailures
 	}
-	if s.CommandsPerSecond == 0 {
-		s.CommandsPerSecond = defaultCommands
-	}
 	out := &settings{
 		openLoopback: s.OpenLoopback, legacyViewer: s.LegacyViewer, origins: http.NewCrossOriginProtection(),
-		allowed: make(map[string]bool), proxies: s.TrustedProxies, failures: s.LoginFailuresPerMinute, commands: s.CommandsPerSecond,
+		allowed: make(map[string]bool), proxies: s.TrustedProxies, failures: s.LoginFailuresPerMinute, limits: s.Limits.Or(DefaultLimits()),
 	}
 	for _, origin := range s.AllowedOrigins {
 		origin = strings.TrimSuffix(origin, "/")
@@ -70,7 +70,6 @@ func (a *API) Prepare(s Settings) (apply func(), err error) {
 	return func() {
 		a.logins.setRate(next.failures)
 		a.beats.setRate(next.failures)
-		a.limits.setCommands(next.commands)
 		a.set.Store(next)
 		a.CheckCredentials()
 	}, nil
@@ -114,19 +113,6 @@ func (l *logins) setRate(perMinute int) {
 	l.perMinute = perMinute
 	for e := l.fails.order.Front(); e != nil; e = e.Next() {
 		setLimit(e.Value.(*lruItem[netip.Addr, *rate.Limiter]).val, float64(perMinute)/60, perMinute)
-	}
-}
-
-// setCommands changes how many commands a credential may give per second from now on.
-func (l *limits) setCommands(perSecond int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.perSecond == perSecond {
-		return
-	}
-	l.perSecond = perSecond
-	for e := l.cmds.order.Front(); e != nil; e = e.Next() {
-		setLimit(e.Value.(*lruItem[string, *rate.Limiter]).val, float64(perSecond), perSecond)
 	}
 }
 

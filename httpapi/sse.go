@@ -52,11 +52,23 @@ func (a *API) stream(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	cred := requestOf(r).cred
-	if !a.limits.connect(cred.Name) {
-		a.fail(w, r, withRetry{statussync.NewError(statussync.CodeRateLimited, "too many connections with this credential", nil), 30})
+	limits := a.limitsOf(cred)
+	if err := limits.checkFilter(req.Filter); err != nil {
+		a.fail(w, r, inQuery(err))
+		return
+	}
+	if !a.limits.connect(cred.Name, limits.Connections) {
+		a.fail(w, r, withRetry{statussync.NewError(statussync.CodeRateLimited, tooMany("connections", limits.Connections, "connections"), nil), 30})
 		return
 	}
 	defer a.limits.disconnect(cred.Name)
+	if r.Method != http.MethodHead { // which begins no stream
+		if !a.limits.subscribe(cred.Name, limits.Subscriptions) {
+			a.fail(w, r, withRetry{statussync.NewError(statussync.CodeRateLimited, tooMany("subscriptions", limits.Subscriptions, "subscriptions"), nil), 30})
+			return
+		}
+		defer a.limits.unsubscribe(cred.Name)
+	}
 	if !a.streams.enter() {
 		a.fail(w, r, statussync.NewError(statussync.CodeUnavailable, "the service is stopping", nil))
 		return
@@ -80,13 +92,14 @@ func (a *API) stream(w http.ResponseWriter, r *http.Request) {
 	_ = rc.SetReadDeadline(time.Time{}) // the server's limit on reading a request must not end a stream
 	beginStream(w)
 
-	out := &eventWriter{a: a, w: w, rc: rc, cred: cred.Name, replay: a.opts.Hub.Ready().Head, mark: req.Cursor == statussync.Cursor{} && !req.Snapshot}
+	out := &eventWriter{a: a, w: w, rc: rc, cred: cred.Name, perSecond: limits.ReplayBytesPerSecond, replay: a.opts.Hub.Ready().Head, mark: req.Cursor == statussync.Cursor{} && !req.Snapshot}
 	if req.Mode == statussync.ModeLatest {
 		out.latest = true
 		shortQueue(r.Context())
 	}
 	out.buf = append(out.buf, "retry: 2000\n\n"...)
 	err = s.run(r.Context(), a, sub, out, cred)
+	_ = rc.SetWriteDeadline(time.Now().Add(a.opts.WriteTimeout)) // for what the server writes when this returns
 	slow = errors.Is(err, os.ErrDeadlineExceeded)
 }
 
@@ -234,16 +247,18 @@ func streamRequest(r *http.Request) (req statussync.SubscribeRequest, err error)
 
 // eventWriter writes events with a deadline per write.
 type eventWriter struct {
-	a      *API
-	w      http.ResponseWriter
-	rc     *http.ResponseController
-	cred   string
-	buf    []byte
-	wrote  time.Time         // when something was last written
-	last   statussync.Cursor // the newest id that was written
-	mark   bool              // "subscribed" is a position to resume from, also where nothing is recovered: no snapshot comes
-	replay statussync.Cursor // what was there when the subscription began, and counts as replay
-	latest bool              // mode latest
+	a    *API
+	w    http.ResponseWriter
+	rc   *http.ResponseController
+	cred string
+	// perSecond is how many bytes of replay the credential may read.
+	perSecond int
+	buf       []byte
+	wrote     time.Time         // when something was last written
+	last      statussync.Cursor // the newest id that was written
+	mark      bool              // "subscribed" is a position to resume from, also where nothing is recovered: no snapshot comes
+	replay    statussync.Cursor // what was there when the subscription began, and counts as replay
+	latest    bool              // mode latest
 
 	replayed  int       // bytes of replay in buf
 	notBefore time.Time // the credential has read too much; go on then
@@ -307,21 +322,28 @@ func (o *eventWriter) flush() error {
 	}
 	for b := o.buf; len(b) > 0; {
 		n := min(len(b), writeChunk)
-		_ = o.rc.SetWriteDeadline(time.Now().Add(o.a.opts.WriteTimeout)) // no deadlines: in tests only
-		if _, err := o.w.Write(b[:n]); err != nil {
-			return err
+		by := time.Now().Add(o.a.opts.WriteTimeout)
+		_ = o.rc.SetWriteDeadline(by) // no deadlines: in tests only
+		_, err := o.w.Write(b[:n])
+		if err == nil {
+			err = o.rc.Flush()
 		}
-		if err := o.rc.Flush(); err != nil {
+		if err != nil {
+			if !time.Now().Before(by) && !errors.Is(err, os.ErrDeadlineExceeded) {
+				err = errors.Join(os.ErrDeadlineExceeded, err) // HTTP/2 says only that the stream is closed
+			}
 			return err
 		}
 		b = b[n:]
 	}
+	// In HTTP/2 a deadline cuts the stream when it passes, whether or not something is being written then.
+	_ = o.rc.SetWriteDeadline(time.Time{})
 	if o.wrote = time.Now(); cap(o.buf) > 4*writeChunk {
 		o.buf = nil // a snapshot's; not worth keeping
 	}
 	o.buf = o.buf[:0]
 	if o.replayed > 0 {
-		o.notBefore = o.wrote.Add(o.a.limits.replayed(o.cred, o.replayed))
+		o.notBefore = o.wrote.Add(o.a.limits.replayed(o.cred, o.perSecond, o.replayed))
 		o.replayed = 0
 	}
 	return nil

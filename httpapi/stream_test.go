@@ -793,7 +793,18 @@ func TestOtherClient(t *testing.T) {
 
 // TestReplayLimit: what is not new is told no faster than allowed, and nothing of it is lost.
 func TestReplayLimit(t *testing.T) {
-	s := serve(t, func(o *Options) { o.ReplayBytesPerSecond = 400_000 })
+	for whose, change := range map[string]func(*Options){
+		"everybody's": func(o *Options) { o.ReplayBytesPerSecond = 400_000 },
+		"the token's own": func(o *Options) {
+			o.Auth = NewTokens([]TokenSpec{{Name: "eve", Role: RoleViewer, Token: viewerToken, Limits: Limits{ReplayBytesPerSecond: 400_000}}}, nil)
+		},
+	} {
+		t.Run(whose, func(t *testing.T) { testReplayLimit(t, change) })
+	}
+}
+
+func testReplayLimit(t *testing.T, change func(*Options)) {
+	s := serve(t, change)
 	s.hub.add("a-000")
 	for range 1500 {
 		s.hub.change("a-000", statussync.StateError, statussync.HealthUnhealthy)

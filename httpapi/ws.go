@@ -62,9 +62,13 @@ type socket struct {
 	checked   uint64      // API.generation when cred was last looked at; 0: it was not
 	counted   string      // the name under which the connection is counted; "" while it has no credential
 	isCounted bool
-	authBy    time.Time
-	frames    *rate.Limiter
-	bad       int // frames in a row that could not be understood
+	limits    Limits // of cred
+	// subCounted says that a subscription is counted, under the name subCountedAs.
+	subCounted   bool
+	subCountedAs string
+	authBy       time.Time
+	frames       *rate.Limiter
+	bad          int // frames in a row that could not be understood
 
 	sub        statussync.Subscription // nil: none
 	subID      string
@@ -121,12 +125,22 @@ func (c *socket) cut() {
 	abort(c.nc)
 }
 
-// abort closes a connection and throws away what the kernel holds for it.
+// abort closes a connection and throws away what the kernel holds for it. It does not block: a TLS connection is not told,
+// which could wait for a client that does not read.
 func abort(nc net.Conn) {
+	nc = belowTLS(nc)
 	if t, ok := nc.(*net.TCPConn); ok {
 		_ = t.SetLinger(0) // otherwise the kernel keeps what is unsent; it is closed in any case
 	}
 	_ = nc.Close()
+}
+
+// belowTLS returns the connection that carries a TLS connection, and every other as it is.
+func belowTLS(nc net.Conn) net.Conn {
+	if t, ok := nc.(interface{ NetConn() net.Conn }); ok {
+		return t.NetConn()
+	}
+	return nc
 }
 
 // handshake lets gorilla do the handshake on a connection, and afterwards only read it: what it would write by itself
@@ -205,22 +219,25 @@ func (a *API) websocket(w http.ResponseWriter, r *http.Request, legacy bool) {
 	}
 	h.conn.over.Store(true)
 	nc := h.conn.Conn
-	if t, ok := nc.(interface{ SetWriteBuffer(int) error }); ok {
+	if t, ok := belowTLS(nc).(interface{ SetWriteBuffer(int) error }); ok {
 		_ = t.SetWriteBuffer(sendBuffer) // a hint
 	}
 	now := time.Now()
 	addr, direct := a.remote(r)
-	set := a.set.Load()
 	c := &socket{
 		a: a, ws: ws, nc: nc, legacy: legacy, addr: addr, open: direct && addr.IsLoopback(),
 		in: make(chan inbound, maxInbound), gone: make(chan struct{}), reader: make(chan struct{}),
 		// The request's context ends with its handler; the connection lives on.
 		waker: waker{parent: context.Background()}, authBy: a.by(now, a.opts.AuthWait),
-		frames: rate.NewLimiter(rate.Limit(set.commands), set.commands),
+		frames: rate.NewLimiter(0, 0), // become sets it
 		pingAt: a.by(now, a.opts.PingEvery), events: make([]statussync.Event, 0, fewEvents),
 	}
 	a.streams.add(c)
-	full := !c.become(cred)
+	var full *closeReason
+	if !c.become(cred) {
+		why := c.full(cred)
+		full = &why
+	}
 	go c.read()
 	go c.run(full)
 }
@@ -229,18 +246,49 @@ func (a *API) websocket(w http.ResponseWriter, r *http.Request, legacy bool) {
 // many, and the connection is counted as before.
 func (c *socket) become(cred *Credential) bool {
 	name, most := "", maxPending
+	limits := c.a.limitsOf(cred)
 	if cred != nil {
-		name, most = cred.Name, c.a.opts.MaxConnections
+		name, most = cred.Name, limits.Connections
 	}
 	if !c.isCounted || c.counted != name {
-		if !c.a.limits.connectUpTo(name, most) {
+		if !c.a.limits.connect(name, most) {
 			return false
 		}
 		c.uncount()
 		c.counted, c.isCounted = name, true
 	}
-	c.cred, c.checked = cred, 0 // tokens may have changed since it was looked up
+	c.cred, c.limits, c.checked = cred, limits, 0 // tokens may have changed since it was looked up
+	setRate(c.frames, limits.CommandsPerSecond)
 	return true
+}
+
+// full is why a connection is closed that a credential, nil where there is none, has no room for.
+func (c *socket) full(cred *Credential) closeReason {
+	if cred == nil {
+		return closeReason{code: wire.CloseLimit, text: "too many connections without a credential"}
+	}
+	return closeReason{code: wire.CloseLimit, text: tooMany("connections", c.a.limitsOf(cred).Connections, "connections")}
+}
+
+// countSubscription counts the one subscription that a connection may have, by its credential as it is now. False: the
+// credential has too many.
+func (c *socket) countSubscription() bool {
+	if c.subCounted && c.subCountedAs == c.cred.Name {
+		return true
+	}
+	if !c.a.limits.subscribe(c.cred.Name, c.limits.Subscriptions) {
+		return false
+	}
+	c.uncountSubscription()
+	c.subCounted, c.subCountedAs = true, c.cred.Name
+	return true
+}
+
+func (c *socket) uncountSubscription() {
+	if c.subCounted {
+		c.a.limits.unsubscribe(c.subCountedAs)
+		c.subCounted = false
+	}
 }
 
 func (c *socket) uncount() {
@@ -343,11 +391,11 @@ func (c *socket) tell(m inbound) bool {
 	}
 }
 
-// run writes until the connection ends, then ends it. full: its credential has no room for it.
-func (c *socket) run(full bool) {
+// run writes until the connection ends, then ends it. full, if not nil, says that its credential has no room for it.
+func (c *socket) run(full *closeReason) {
 	var why closeReason
-	if full {
-		why = closeReason{code: wire.CloseLimit, text: "too many connections with this credential"}
+	if full != nil {
+		why = *full
 	} else {
 		why = c.loop()
 	}
@@ -357,6 +405,7 @@ func (c *socket) run(full bool) {
 	}
 	c.hangUp(why)
 	<-c.reader
+	c.uncountSubscription()
 	c.uncount()
 	if c.buf != nil {
 		c.release()
@@ -434,9 +483,8 @@ func (c *socket) clock(now time.Time) *closeReason {
 		if !c.a.current(c.cred) {
 			return &closeReason{code: wire.CloseTokenExpired, text: "the credential is not valid any more"}
 		}
-		if n := c.a.set.Load().commands; n != c.frames.Burst() {
-			setLimit(c.frames, float64(n), n)
-		}
+		c.limits = c.a.limitsOf(c.cred) // a token's own limits are those of when it was presented
+		setRate(c.frames, c.limits.CommandsPerSecond)
 	}
 	var expires time.Time
 	if c.cred != nil {
@@ -514,6 +562,7 @@ func (c *socket) handle(m inbound) *closeReason {
 		if c.sub != nil {
 			c.sub.Close()
 			c.sub = nil
+			c.uncountSubscription()
 		}
 		c.text(wire.AppendUnsubscribed(c.payload()))
 	case wire.ClientSubscribe:
@@ -521,7 +570,13 @@ func (c *socket) handle(m inbound) *closeReason {
 			c.text(wire.AppendError(c.payload(), f.ID, statussync.NewError(statussync.CodeUnauthorized, "send an auth frame first", nil)))
 			return nil
 		}
+		if !c.countSubscription() {
+			return &closeReason{code: wire.CloseLimit, text: tooMany("subscriptions", c.limits.Subscriptions, "subscriptions")}
+		}
 		if err := c.subscribe(f); err != nil {
+			if c.sub == nil {
+				c.uncountSubscription()
+			}
 			if statussync.CodeOf(err) == statussync.CodeInternal {
 				c.a.log.Error("subscribe failed", "error", err)
 			}
@@ -581,11 +636,15 @@ func (c *socket) auth(f *wire.ClientFrame) *closeReason {
 			case statussync.CodeRateLimited:
 				return &closeReason{code: wire.CloseRate, text: "too many failed logins from this address"}
 			}
-			return &closeReason{code: wire.CloseUnauthorized, text: "this token is not known"}
+			return &closeReason{code: wire.CloseUnauthorized, text: wire.Detail(err)}
 		}
 	}
 	if !c.become(cred) {
-		return &closeReason{code: wire.CloseLimit, text: "too many connections with this credential"}
+		why := c.full(cred)
+		return &why
+	}
+	if c.sub != nil && !c.countSubscription() {
+		return &closeReason{code: wire.CloseLimit, text: tooMany("subscriptions", c.limits.Subscriptions, "subscriptions")}
 	}
 	c.text(wire.AppendAuthOK(c.payload(), cred.ExpiresAt))
 	return nil
@@ -600,6 +659,9 @@ func (c *socket) subscribe(f *wire.ClientFrame) error {
 		if len(req.Filter.Clauses) == 0 {
 			req.Filter.Clauses = []statussync.Clause{{Kinds: []statussync.Kind{statussync.KindStatus}}}
 		}
+	}
+	if err := c.limits.checkFilter(req.Filter); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), subscribeWait)
 	defer cancel()
@@ -749,7 +811,7 @@ func (c *socket) flush() *closeReason {
 		}
 	}
 	if c.replayed > 0 {
-		c.notBefore = time.Now().Add(c.a.limits.replayed(c.counted, c.replayed))
+		c.notBefore = time.Now().Add(c.a.limits.replayed(c.counted, c.limits.ReplayBytesPerSecond, c.replayed))
 		c.replayed = 0
 	}
 	c.release()

@@ -171,6 +171,7 @@ type Environment struct {
 	AgentVersion             string                   `json:"agent_version,omitempty"`
 	LastHeartbeat            Time                     `json:"last_heartbeat,omitzero"`
 	HeartbeatAgeSeconds      *float64                 `json:"heartbeat_age_seconds,omitempty"`
+	HeardVia                 statussync.ReportVia     `json:"heard_via,omitempty" enum:"push,pull,event" doc:"How the last heartbeat came: sent, answered when asked, or told at once because something happened."`
 	HeartbeatIntervalSeconds float64                  `json:"heartbeat_interval_seconds,omitzero" doc:"Between heartbeats, as learned."`
 	LateAfterSeconds         float64                  `json:"late_after_seconds,omitzero"`
 	LostAfterSeconds         float64                  `json:"lost_after_seconds,omitzero"`
@@ -196,7 +197,7 @@ func FromEnvironment(v *statussync.EnvironmentView) Environment {
 	out := Environment{
 		ID: e.ID, Name: e.Name, Owner: e.Owner, Address: e.Address, AgentURL: PublicURL(e.AgentURL), Origin: e.Origin,
 		Agent: v.Agent, AgentVersion: v.AgentVersion, LastHeartbeat: Time{v.LastHeartbeat},
-		HeartbeatAgeSeconds: age(v.LastHeartbeat, v.Now), HeartbeatIntervalSeconds: Seconds(v.Interval),
+		HeartbeatAgeSeconds: age(v.LastHeartbeat, v.Now), HeardVia: v.HeardVia, HeartbeatIntervalSeconds: Seconds(v.Interval),
 		LateAfterSeconds: Seconds(v.LateAfter), LostAfterSeconds: Seconds(v.LostAfter), System: v.System, Servers: v.Servers,
 	}
 	for i := range v.Discovered {

@@ -95,7 +95,7 @@ func environmentView() *statussync.EnvironmentView {
 	cpu := 12.5
 	return &statussync.EnvironmentView{
 		Environment: &statussync.Environment{ID: "box-7", Name: "Box 7", Owner: "u1", Address: "10.0.0.7", AgentURL: "http://u:secret@10.0.0.7:30000", HasToken: true, Origin: statussync.OriginConfig},
-		Agent:       statussync.AgentOK, AgentVersion: "0.1.0", LastHeartbeat: now.Add(-5 * time.Second), Interval: time.Minute,
+		Agent:       statussync.AgentOK, AgentVersion: "0.1.0", LastHeartbeat: now.Add(-5 * time.Second), HeardVia: statussync.ViaEvent, Interval: time.Minute,
 		LateAfter: 150 * time.Second, LostAfter: 4 * time.Minute, Servers: 3, Now: now,
 		System: &statussync.SystemStatus{
 			CPULoadPercent: &cpu, Memory: &statussync.MemoryStatus{TotalBytes: 4, ActiveBytes: 1, FreeBytes: 2, UsedBytes: 2},

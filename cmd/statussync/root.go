@@ -39,6 +39,7 @@ type cli struct {
 	system
 	server  string
 	token   string
+	ca      string
 	output  enum
 	noColor bool
 	started bool // a command's own code was reached: errors before that are usage errors
@@ -97,6 +98,8 @@ func (c *cli) explain(err error) (code int, lines []string) {
 		return exitNotHealthy, one(sick.text)
 	case errors.As(err, &usage):
 		return exitUsage, errorLines(usage.err)
+	case errors.Is(err, client.ErrUntrusted):
+		return exitUnreachable, one(err.Error() + " (--ca FILE names the authority to trust)")
 	case errors.Is(err, client.ErrUnreachable):
 		return exitUnreachable, one(err.Error() + " (is the service running? --server URL)")
 	case errors.As(err, &refused) && errors.As(err, &problem) && len(problem.Faults) > 1:
@@ -182,6 +185,7 @@ at --server (STATUSSYNC_SERVER), with the token of --token (STATUSSYNC_TOKEN) wh
 	f.StringVar(&c.server, "server", server, "address of the service (environment: STATUSSYNC_SERVER)")
 	// The environment's token is read later: as a default it would stand in the help text.
 	f.StringVar(&c.token, "token", "", "bearer token (environment: STATUSSYNC_TOKEN)")
+	f.StringVar(&c.ca, "ca", c.getenv("STATUSSYNC_CA"), "PEM file of the authority that signs the service's certificate, where this machine does not trust it (environment: STATUSSYNC_CA)")
 	f.VarP(&c.output, "output", "o", "table, or json as the API has it")
 	f.BoolVar(&c.noColor, "no-color", false, "no colours (also: the NO_COLOR variable; never where the output is no terminal)")
 
@@ -194,7 +198,7 @@ at --server (STATUSSYNC_SERVER), with the token of --token (STATUSSYNC_TOKEN) wh
 		}
 	}
 	add("run", c.demoCmd(), c.serveCmd(), c.configCmd())
-	add("ask", c.statusCmd(), c.watchCmd(), c.historyCmd(), c.uptimeCmd(), c.incidentsCmd(), c.probeCmd(), c.probesCmd(), c.overrideCmd(), c.environmentsCmd(), c.metricsCmd())
+	add("ask", c.statusCmd(), c.watchCmd(), c.historyCmd(), c.uptimeCmd(), c.incidentsCmd(), c.probeCmd(), c.probesCmd(), c.overrideCmd(), c.environmentsCmd(), c.metricsCmd(), c.whoamiCmd())
 	add("define", c.serverCmd(), c.environmentCmd(), c.discoveredCmd(), c.adoptCmd())
 	add("operate", c.reloadCmd(), c.restartCmd(), c.probingCmd(), c.syncCmd())
 	root.AddCommand(c.versionCmd())
@@ -221,7 +225,11 @@ func (c *cli) prepare(cmd *cobra.Command) {
 
 // client makes the client of the service that the flags name.
 func (c *cli) client() (*client.Client, error) {
-	cl, err := client.New(client.Options{BaseURL: c.server, Token: c.token, UserAgent: "statussync/" + c.version})
+	conf, err := c.tlsConfig()
+	if err != nil {
+		return nil, err
+	}
+	cl, err := client.New(client.Options{BaseURL: c.server, Token: c.token, TLS: conf, UserAgent: "statussync/" + c.version})
 	if err != nil {
 		return nil, &usageError{err}
 	}
