@@ -85,7 +85,8 @@ func eachSetting(path string, a, b reflect.Value, f func(key string, a, b reflec
 			continue
 		}
 		fa, fb := a.Field(i), b.Field(i)
-		if fa.Kind() == reflect.Pointer && fa.Type().Elem().Kind() == reflect.Struct {
+		// Certificate and key belong together: tls is one setting.
+		if key != "tls" && fa.Kind() == reflect.Pointer && fa.Type().Elem().Kind() == reflect.Struct {
 			fa, fb = pointed(fa), pointed(fb)
 		}
 		if fa.Kind() == reflect.Struct {

@@ -263,6 +263,8 @@ func TestEveryKeyIsAccountedFor(t *testing.T) {
 			v.SetFloat(v.Float() + 7)
 		case reflect.Slice:
 			v.Set(reflect.MakeSlice(v.Type(), 1, 1))
+		case reflect.Pointer:
+			v.Set(reflect.New(v.Type().Elem()))
 		default:
 			t.Errorf("%s is of a kind that this test can't change: %s", key, v.Kind())
 		}

@@ -224,12 +224,13 @@ func (a *API) websocket(w http.ResponseWriter, r *http.Request, legacy bool) {
 	}
 	now := time.Now()
 	addr, direct := a.remote(r)
+	perSecond := a.limitsOf(cred).CommandsPerSecond
 	c := &socket{
 		a: a, ws: ws, nc: nc, legacy: legacy, addr: addr, open: direct && addr.IsLoopback(),
 		in: make(chan inbound, maxInbound), gone: make(chan struct{}), reader: make(chan struct{}),
 		// The request's context ends with its handler; the connection lives on.
 		waker: waker{parent: context.Background()}, authBy: a.by(now, a.opts.AuthWait),
-		frames: rate.NewLimiter(0, 0), // become sets it
+		frames: rate.NewLimiter(rate.Limit(perSecond), perSecond),
 		pingAt: a.by(now, a.opts.PingEvery), events: make([]statussync.Event, 0, fewEvents),
 	}
 	a.streams.add(c)
