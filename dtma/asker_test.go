@@ -240,6 +240,57 @@ func TestAskerWaitsAndLimits(t *testing.T) {
 	}
 }
 
+// A question beside the engine's is answered to who asks, and the Observer hears nothing of it.
+func TestAsk(t *testing.T) {
+	url := agentServer(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, `{"version":"1.2"}`) })
+	a, to := start(t, AskerOptions{})
+	q := ask("box", url).Ask
+	q.After = time.Hour // not looked at
+	r, ok := a.Ask(t.Context(), q).(*statussync.AgentReport)
+	if !ok || r.EnvironmentID != "box" || r.Via != statussync.ViaPull || r.AgentVersion != "1.2" {
+		t.Errorf("%+v", r)
+	}
+	f, ok := a.Ask(t.Context(), ask("cab", "http://127.0.0.1:1").Ask).(*statussync.AgentFailed)
+	if !ok || f.EnvironmentID != "cab" || f.Cause != "refused" {
+		t.Errorf("%+v", f)
+	}
+	a.Do([]statussync.Request{ask("den", url)})
+	if r, ok := to.next(t).(*statussync.AgentReport); !ok || r.EnvironmentID != "den" {
+		t.Errorf("the Observer was told %+v", r)
+	}
+}
+
+func TestSetConcurrency(t *testing.T) {
+	release := make(chan struct{})
+	var now atomic.Int32
+	url := agentServer(t, func(w http.ResponseWriter, _ *http.Request) {
+		now.Add(1)
+		<-release
+		_, _ = io.WriteString(w, "{}")
+	})
+	a, to := start(t, AskerOptions{Concurrency: 1})
+	for i := range 12 {
+		a.Do([]statussync.Request{ask(fmt.Sprint("box", i), url)})
+	}
+	a.SetConcurrency(12) // all of them at once: none is answered before
+	deadline := time.Now().Add(20 * time.Second)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for now.Load() < 12 {
+		if time.Now().After(deadline) {
+			t.Errorf("%d at once, want 12", now.Load())
+			break
+		}
+		<-tick.C
+	}
+	close(release)
+	for range 12 {
+		if _, ok := to.next(t).(*statussync.AgentReport); !ok {
+			t.Error("no report")
+		}
+	}
+}
+
 func TestAskerEnds(t *testing.T) {
 	entered := make(chan struct{})
 	url := agentServer(t, func(_ http.ResponseWriter, r *http.Request) { close(entered); <-r.Context().Done() })

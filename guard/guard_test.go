@@ -94,6 +94,19 @@ func TestAllowNetworks(t *testing.T) {
 	}
 }
 
+func TestSetAllowNetworks(t *testing.T) {
+	g := New(Options{AllowNetworks: []netip.Prefix{p("10.1.0.0/16")}})
+	old, now := netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("10.2.0.1")
+	g.SetAllowNetworks([]netip.Prefix{p("::ffff:10.2.0.0/112")})
+	if g.Check(old, false) == nil || g.Check(now, false) != nil {
+		t.Error("the new networks don't take the place of the old ones")
+	}
+	g.SetAllowNetworks(nil)
+	if g.Check(now, false) == nil {
+		t.Error("no network is allowed any more")
+	}
+}
+
 // listen counts the connections that it gets.
 func listen(t *testing.T) (addr string, count *atomic.Int32) {
 	t.Helper()

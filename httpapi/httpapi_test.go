@@ -706,7 +706,8 @@ func TestWildcardHost(t *testing.T) {
 }
 
 func TestRemote(t *testing.T) {
-	a := &API{opts: Options{TrustedProxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("::1/128")}}}
+	a := &API{}
+	a.set.Store(&settings{proxies: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("::1/128")}})
 	for _, c := range []struct {
 		peer, forwarded, want string
 		direct                bool

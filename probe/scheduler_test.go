@@ -968,3 +968,42 @@ func anyOrder(steps []step) (faults []string) {
 	}
 	return faults
 }
+
+// Raised limits count at once, lowered ones as places become free.
+func TestSetLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHost()
+		h.behave = func(*statussync.ProbePlan) (statussync.Outcome, time.Duration) {
+			return statussync.OutcomeSuccess, 400 * time.Millisecond
+		}
+		s, stop := run(t, Options{Concurrency: 2, PerEnvironment: 2}, h, &recorder{})
+		defer stop()
+		for i := range 100 {
+			s.Do([]statussync.Request{planOf(fmt.Sprint("s", i), "e", time.Second)})
+		}
+		most := func(want int) {
+			t.Helper()
+			pass(time.Second) // what was under way ends
+			h.mu.Lock()
+			h.maxAll = 0
+			h.mu.Unlock()
+			pass(3 * time.Second)
+			if got := h.see().maxAll; got != want {
+				t.Errorf("%d at once, want %d", got, want)
+			}
+		}
+		most(2)
+		for _, c := range []struct{ all, one, want int }{{30, 20, 20}, {5, 20, 5}, {40, 7, 7}} {
+			if err := s.SetLimits(c.all, c.one); err != nil {
+				t.Fatal(err)
+			}
+			most(c.want)
+		}
+		for _, bad := range [][2]int{{-1, 1}, {1, -1}} {
+			if err := s.SetLimits(bad[0], bad[1]); statussync.CodeOf(err) != statussync.CodeInvalid {
+				t.Errorf("%v: %v", bad, err)
+			}
+		}
+		most(7)
+	})
+}

@@ -465,6 +465,26 @@ func TestTrust(t *testing.T) {
 	}
 }
 
+// A network that is not allowed any more is not reached by a connection that is still open, either.
+func TestRenew(t *testing.T) {
+	s := serve(t, func(http.ResponseWriter, *http.Request) {})
+	g := guard.New(guard.Options{AllowNetworks: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}})
+	p := newProber(t, Options{Guard: g})
+	pl := plan(s.URL)
+	pl.Trusted = false
+	if r := p.Probe(t.Context(), pl); r.Outcome != statussync.OutcomeSuccess {
+		t.Fatalf("allowed: %+v", r)
+	}
+	g.SetAllowNetworks(nil)
+	p.Renew()
+	if r := p.Probe(t.Context(), pl); r.Cause != guard.CauseGuard {
+		t.Errorf("not allowed any more: %+v", r)
+	}
+	if r := p.Probe(t.Context(), plan(s.URL)); r.Outcome != statussync.OutcomeSuccess {
+		t.Errorf("trusted: %+v", r)
+	}
+}
+
 func TestHTTP2(t *testing.T) {
 	protocol := make(chan string, 1)
 	s := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { protocol <- r.Proto }))
