@@ -294,7 +294,7 @@ func within(name string, limit time.Duration, stop func() error) error {
 }
 
 func (s *service) run(ctx context.Context, onReady func(Ready)) (err error) {
-	ended := make(chan error, 8) // room for every part, so that none waits to end
+	ended := make(chan error, 32) // room for every part, so that none waits to end
 	core := start("hub", ended, s.hub.Run)
 	var parts []*part
 	defer func() { err = errors.Join(err, s.shutdown(core, parts)) }()
