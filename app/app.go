@@ -296,7 +296,7 @@ func within(name string, limit time.Duration, stop func() error) error {
 // run runs the service until ctx ends, a part of it does, or a restart is asked for, which it returns; and stops it.
 // started says whether it ever answered requests.
 func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, started bool, err error) {
-	ended := make(chan error, 16) // room for every part, so that none waits to end
+	ended := make(chan error, 32) // room for every part, so that none waits to end
 	core := start("hub", ended, s.hub.Run)
 	var parts []*part
 	defer func() {

@@ -21,11 +21,11 @@
 //
 // # Uptime
 //
-// The follower is a subscriber like any other: it reads status updates and removals from its stored checkpoint on, and
-// stores a span whenever the class of a server's time changes, in one transaction with the checkpoint, at most a second
-// later. So nothing is lost or repeated by a crash. While the store takes nothing the follower stops reading: it is only
-// a position in the journal. A position that can't be continued is followed by a comparison with the present statuses:
-// what kept its class and has been so since before the gap goes on, everything else is unknown for the time of the gap.
+// The follower reads status updates and removals from its stored checkpoint on, every second, and stores a span whenever
+// the class of a server's time changes, in one transaction with the checkpoint. So nothing is lost or repeated by a
+// crash. While the store takes nothing the follower stops reading: it is only a position in the journal. A position that
+// can't be continued is followed by a comparison with the present statuses: what kept its class and has been so since
+// before the gap goes on, everything else is unknown for the time of the gap.
 //
 // # Failure and bounds
 //

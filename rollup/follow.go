@@ -2,8 +2,8 @@ package rollup
 
 import (
 	"context"
-	"errors"
 	"log/slog"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -12,12 +12,14 @@ import (
 )
 
 const (
-	followBatch = 256              // entries taken at once
-	spansWait   = time.Second      // the longest that a span waits to be stored
-	maxPending  = 4096             // spans that wait; then they are stored at once
-	idle        = 10 * time.Second // how often a quiet follower notes that nothing happened
-	checkpoints = time.Minute      // how often it stores that
-	backfillBy  = 1000             // entries read at once where everything is read
+	// followEvery is how often the journal is looked at, and what follows is stored. It costs a look at the head where
+	// nothing happened; a subscription would save that and be counted among the clients'.
+	followEvery = time.Second
+	followPage  = 1000        // entries read at once
+	maxPending  = 4096        // spans that wait; then they are stored before more are read
+	checkpoints = time.Minute // how often a position at which nothing happened is stored
+	// publishBy is how much older than now an entry may be that is published now (hub.DefaultAppendTimeout, doubled).
+	publishBy = 2 * time.Second
 )
 
 // follower reads the journal into spans.
@@ -33,7 +35,7 @@ type follower struct {
 	mu      sync.Mutex // held for moments; guards what follows. Only run changes it
 	t       tracker    // t.out are the spans that are not stored yet
 	pos     statussync.Cursor
-	seenAll bool // the position was reached once: the stored spans are complete up to pos
+	seenAll bool // the beginning is done: what is stored and what waits is complete up to pos
 
 	failures, resyncs, stored atomic.Uint64
 }
@@ -58,10 +60,10 @@ func (f *follower) run(ctx context.Context) {
 		}
 		t.Stop()
 	}
-	// What waits is in the journal; storing it now only saves the next start a moment.
+	// Up to now everything is known: where the next start can't continue, only what comes after it is not.
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastFlush)
 	defer cancel()
-	_ = f.flush(end)
+	_ = f.flush(end, 0)
 }
 
 // load reads what is stored. Without a checkpoint what is there of spans is of a beginning that was not finished, and
@@ -92,94 +94,79 @@ func (f *follower) load(ctx context.Context) error {
 	return nil
 }
 
-// follow is one subscription's life.
+// follow follows until something fails.
 func (f *follower) follow(ctx context.Context) error {
 	if err := f.load(ctx); err != nil {
 		return err
 	}
-	if err := f.flush(ctx); err != nil { // of the time before
-		return err
-	}
 	if !f.seenAll {
-		// A first try may have been given up halfway.
-		f.loaded = false
-		if err := f.load(ctx); err != nil {
+		if err := f.begin(ctx); err != nil {
+			f.loaded = false // what is stored is a part of the beginning
 			return err
 		}
 	}
-	req := statussync.SubscribeRequest{Cursor: f.pos, Snapshot: f.pos.IsZero()}
-	sub, err := f.hub.Subscribe(ctx, req)
-	if err != nil {
-		return err
-	}
-	defer sub.Close()
-	var all []present
-	var due time.Time // when what waits is to be stored; zero: nothing waits
-	buf := make([]statussync.Event, 0, followBatch)
+	t := time.NewTicker(followEvery)
+	defer t.Stop()
 	for {
-		wait := idle
-		if !due.IsZero() {
-			wait = max(time.Until(due), 0)
-		}
-		nctx, cancel := context.WithTimeout(ctx, wait)
-		var nextErr error
-		buf, nextErr = sub.Next(nctx, buf[:0])
-		cancel()
-		if nextErr != nil && (ctx.Err() != nil || !errors.Is(nextErr, context.DeadlineExceeded)) {
-			return nextErr
-		}
-		for i := range buf {
-			switch e := &buf[i]; e.Type {
-			case statussync.EventResync:
-				f.resyncs.Add(1)
-				f.log.Warn("uptime could not go on where it was in the journal; what changed meanwhile is unknown", "reason", string(e.Reason))
-				all = nil
-			case statussync.EventSnapshot:
-				for j := range e.Items {
-					all = append(all, present{e.Items[j].Server.ID, e.Items[j].Status})
-				}
-			case statussync.EventSnapshotEnd:
-				if err := f.begin(ctx, all, e.Cursor); err != nil {
-					return err
-				}
-				all = nil
-			case statussync.EventEntry:
-				f.mu.Lock()
-				f.t.entry(e.Entry)
-				f.pos = e.Cursor
-				f.mu.Unlock()
-			}
-		}
-		if at, ok := sub.Bookmark(); ok && f.seenAll {
-			now := f.hub.Now()
-			f.mu.Lock()
-			// An entry that is published just now may be a little older than now.
-			f.pos, f.t.at = at, latest(f.t.at, now.Add(-time.Second))
-			f.mu.Unlock()
-		}
-		f.mu.Lock()
-		n, at := len(f.t.out), f.t.at
-		f.mu.Unlock()
-		switch {
-		case n == 0 && (!f.seenAll || at.Sub(f.saved) < checkpoints):
-			due = time.Time{}
-			continue
-		case n > 0 && n < maxPending && due.IsZero():
-			due = time.Now().Add(spansWait)
-			continue
-		case n > 0 && n < maxPending && time.Now().Before(due):
-			continue
-		}
-		due = time.Time{}
-		if err := f.flush(ctx); err != nil {
+		if err := f.flush(ctx, checkpoints); err != nil { // what is left of a try before goes first
 			return err
+		}
+		if err := f.catchUp(ctx); err != nil {
+			return err
+		}
+		if err := f.flush(ctx, checkpoints); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.C:
 		}
 	}
 }
 
-// begin takes a whole snapshot as of a position: after a gap it is compared with what is known; the first time
-// everything that the journal has is read before.
-func (f *follower) begin(ctx context.Context, all []present, at statussync.Cursor) error {
+// catchUp takes every entry from the position to the head.
+func (f *follower) catchUp(ctx context.Context) error {
+	for {
+		asked, after := f.hub.Now(), f.pos
+		list, next, err := f.hub.Updates(ctx, after, followPage, nil)
+		if statussync.CodeOf(err) == statussync.CodeExpired {
+			f.resyncs.Add(1)
+			f.log.Warn("uptime could not go on where it was in the journal; what changed meanwhile is unknown", "cursor", after, "error", err)
+			return f.begin(ctx)
+		}
+		if err != nil {
+			return err
+		}
+		f.mu.Lock()
+		for i := range list {
+			f.t.entry(list[i].Entry)
+		}
+		f.pos = next
+		if next == after {
+			f.t.at = latest(f.t.at, asked.Add(-publishBy))
+		}
+		n := len(f.t.out)
+		f.mu.Unlock()
+		if next == after {
+			return nil
+		}
+		if n >= maxPending {
+			if err := f.flush(ctx, checkpoints); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// begin takes all statuses as of a position: after a gap they are compared with what is known; the first time everything
+// that the journal has is read before.
+func (f *follower) begin(ctx context.Context) error {
+	views, _, at := f.hub.Servers(statussync.ServerQuery{Limit: math.MaxInt})
+	all := make([]present, len(views))
+	for i := range views {
+		all[i] = present{views[i].Server.ID, views[i].Status}
+	}
 	if !f.seenAll {
 		if err := f.backfill(ctx, at); err != nil {
 			return err
@@ -190,16 +177,16 @@ func (f *follower) begin(ctx context.Context, all []present, at statussync.Curso
 	f.t.compare(all, now)
 	f.pos, f.seenAll = at, true
 	f.mu.Unlock()
-	return f.flush(ctx)
+	return nil
 }
 
 // backfill reads the whole journal up to a position.
 func (f *follower) backfill(ctx context.Context, to statussync.Cursor) error {
 	var after statussync.Cursor
-	for ctx.Err() == nil {
-		list, next, err := f.hub.Updates(ctx, after, backfillBy, nil)
+	for {
+		list, next, err := f.hub.Updates(ctx, after, followPage, nil)
 		if statussync.CodeOf(err) == statussync.CodeExpired {
-			return nil // what is left is told by the snapshot
+			return nil // what is left is told by the statuses
 		}
 		if err != nil {
 			return err
@@ -213,7 +200,7 @@ func (f *follower) backfill(ctx context.Context, to statussync.Cursor) error {
 		n := len(f.t.out)
 		f.mu.Unlock()
 		if n >= maxPending {
-			if err := f.flush(ctx); err != nil {
+			if err := f.flush(ctx, checkpoints); err != nil {
 				return err
 			}
 		}
@@ -222,11 +209,11 @@ func (f *follower) backfill(ctx context.Context, to statussync.Cursor) error {
 		}
 		after = next
 	}
-	return ctx.Err()
 }
 
-// flush stores what waits, and the position where it is one that can be continued.
-func (f *follower) flush(ctx context.Context) error {
+// flush stores what waits, with the position where it is one that can be continued; without anything that waits, a
+// position that is older than every.
+func (f *follower) flush(ctx context.Context, every time.Duration) error {
 	f.mu.Lock()
 	spans := f.t.out
 	var at statussync.SpanCheckpoint
@@ -234,7 +221,7 @@ func (f *follower) flush(ctx context.Context) error {
 		at = statussync.SpanCheckpoint{Cursor: f.pos, At: f.t.at}
 	}
 	f.mu.Unlock()
-	if !f.loaded || (len(spans) == 0 && (at.Cursor.IsZero() || at.At.Equal(f.saved))) {
+	if !f.loaded || (len(spans) == 0 && (at.Cursor.IsZero() || at.At.Sub(f.saved) < every)) {
 		return nil
 	}
 	if err := f.store.PutSpans(ctx, spans, at, false); err != nil {

@@ -66,7 +66,7 @@ func New(o Options) (*Service, error) {
 	return s, nil
 }
 
-// Run stores what was counted and follows the journal until ctx ends; it then stores the minute that runs, which takes
+// Run stores what was counted and follows the journal of the hub, which has started, until ctx ends; it then stores the minute that runs, which takes
 // at most 5 s where the store works, and returns nil. A store that fails never ends it. It may be called once, and joins
 // its goroutines before it returns.
 func (s *Service) Run(ctx context.Context) error {

@@ -32,10 +32,10 @@ type Store interface {
 	Spans(ctx context.Context, ids []string, from, to time.Time, yield func(id string, spans []statussync.Span) error) error
 }
 
-// Hub is what is needed of the running service.
+// Hub is what is needed of the running service: it has started before Service.Run is called.
 type Hub interface {
-	// Subscribe begins a subscription.
-	Subscribe(ctx context.Context, r statussync.SubscribeRequest) (statussync.Subscription, error)
+	// Servers returns all servers that match, at most q.Limit of them, as of one position.
+	Servers(q statussync.ServerQuery) (items []statussync.ServerView, more bool, at statussync.Cursor)
 	// Updates returns up to limit updates and removals after a position (zero: the oldest that are kept), oldest first,
 	// and the position up to which entries were considered; CodeExpired.
 	Updates(ctx context.Context, after statussync.Cursor, limit int, m *statussync.Matcher) ([]statussync.Encoded, statussync.Cursor, error)

@@ -309,10 +309,18 @@ func (h *History) deleteMinutes(ctx context.Context, hour int64) error {
 			return err
 		}
 	}
+	minute, _, _, err := h.oldest(ctx)
+	if err != nil || minute < 0 || minute >= hour*60 {
+		return err
+	}
 	return h.deleteSteps(ctx, `DELETE FROM minutes WHERE (minute, server) IN (SELECT minute, server FROM minutes WHERE minute < ? ORDER BY minute, server LIMIT ?)`, hour*60)
 }
 
 func (h *History) deleteHours(ctx context.Context, hour int64) error {
+	_, oldest, _, err := h.oldest(ctx)
+	if err != nil || oldest < 0 || oldest >= hour {
+		return err
+	}
 	return h.deleteSteps(ctx, `DELETE FROM hours WHERE (hour, server) IN (SELECT hour, server FROM hours WHERE hour < ? ORDER BY hour, server LIMIT ?)`, hour)
 }
 
