@@ -47,7 +47,7 @@ func reloaded(p printer, r *wire.Reload) error {
 	if err := p.line("The configuration is in force, read in ", latency(r.DurationMS), "."); err != nil {
 		return err
 	}
-	keys := func(list []string) string { return clean(strings.Join(list, ", ")) }
+	keys := func(list []string) string { return orEmpty(strings.Join(list, ", ")) }
 	updates := ""
 	if r.Updates > 0 {
 		updates = plural(r.Updates, "status changed", "statuses changed")
@@ -277,7 +277,7 @@ func (c *cli) synced(r *wire.Sync) error {
 			}
 		}
 		for _, f := range r.Failed {
-			what := clean(f.ServerID)
+			what := orEmpty(f.ServerID)
 			if f.EnvironmentID != "" {
 				if what != "" {
 					what += " on "
