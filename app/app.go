@@ -206,7 +206,7 @@ func newTokens(c *Config) *httpapi.Tokens {
 
 func (s *service) newAPI(c *Config, tokens *httpapi.Tokens, version string, log *slog.Logger) (*httpapi.API, error) {
 	opts := httpapi.Options{
-		Hub: s.hub, Auth: tokens, Registry: s.registry, Listen: s.listener.Addr().String(), AllowedHosts: c.AllowedHosts, AllowedOrigins: c.AllowedOrigins,
+		Hub: s.hub, Auth: tokens, Registry: s.registry, Backup: newBackups(c.Data, storeFiles(), version, log), Listen: s.listener.Addr().String(), AllowedHosts: c.AllowedHosts, AllowedOrigins: c.AllowedOrigins,
 		Version: version, Logger: log.With("component", "httpapi"), OpenLoopback: true,
 		ReadyChecks: map[string]func(context.Context) error{"store": s.store.Healthy},
 	}

@@ -100,6 +100,8 @@ type Options struct {
 	CommentEvery  time.Duration // SSE's sign of life; default 15 s
 
 	Registry Registry // the managed registry; nil: it is not served
+	Backup   Backuper // nil: backups are not served
+	Eraser   Eraser   // nil: persons can't be erased by API
 
 	Metrics     http.Handler                               // GET /metrics; nil: not served
 	Root        http.Handler                               // GET of whatever no route serves; nil: "/" says where the API is
