@@ -90,6 +90,7 @@ func (c *cli) explain(err error) (code int, lines []string) {
 		sick    *notHealthy
 		refused *statussync.Error
 		problem *client.Problem
+		local   *localRefusal
 	)
 	one := func(s string) []string { return []string{statussync.CleanText(s, maxErrorLine)} }
 	switch {
@@ -99,6 +100,8 @@ func (c *cli) explain(err error) (code int, lines []string) {
 		return exitUsage, errorLines(usage.err)
 	case errors.Is(err, client.ErrUnreachable):
 		return exitUnreachable, one(err.Error() + " (is the service running? --server URL)")
+	case errors.As(err, &local):
+		return exitRefused, errorLines(local.err)
 	case errors.As(err, &refused) && errors.As(err, &problem):
 		return exitRefused, one(c.refusal(refused, problem))
 	}
@@ -181,7 +184,7 @@ at --server (STATUSSYNC_SERVER), with the token of --token (STATUSSYNC_TOKEN) wh
 	f.BoolVar(&c.noColor, "no-color", false, "no colours (also: the NO_COLOR variable; never where the output is no terminal)")
 
 	root.AddGroup(&cobra.Group{ID: "run", Title: "Run a service:"}, &cobra.Group{ID: "ask", Title: "Ask a running service:"},
-		&cobra.Group{ID: "define", Title: "Define what a running service watches:"})
+		&cobra.Group{ID: "define", Title: "Define what a running service watches:"}, &cobra.Group{ID: "keep", Title: "Keep its data, and let it go:"})
 	add := func(group string, cmds ...*cobra.Command) {
 		for _, cmd := range cmds {
 			cmd.GroupID = group
@@ -191,6 +194,7 @@ at --server (STATUSSYNC_SERVER), with the token of --token (STATUSSYNC_TOKEN) wh
 	add("run", c.demoCmd(), c.serveCmd(), c.configCmd())
 	add("ask", c.statusCmd(), c.watchCmd(), c.historyCmd(), c.probeCmd(), c.overrideCmd(), c.environmentsCmd(), c.metricsCmd())
 	add("define", c.serverCmd(), c.environmentCmd(), c.discoveredCmd(), c.adoptCmd())
+	add("keep", c.backupCmd(), c.restoreCmd(), c.exportCmd(), c.eraseCmd())
 	root.AddCommand(c.versionCmd())
 	c.prepare(root)
 	return root
