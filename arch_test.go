@@ -21,6 +21,7 @@ var rooms = map[string][]string{
 	"engine":          {},
 	"hub":             {"engine"},
 	"sqlite":          {},
+	"backup":          {},
 	"guard":           {},
 	"probe":           {},
 	"probe/httpprobe": {"guard"},

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"iter"
 	"net/http"
@@ -209,6 +210,15 @@ type UpdatesQuery struct {
 // Updates returns one page of the journal, oldest first. Its NextCursor, or where there is none its Cursor, is the next
 // After. The error has code CodeExpired where retention has passed After, or it is of another epoch.
 func (c *Client) Updates(ctx context.Context, q UpdatesQuery) (*wire.Page[*statussync.Entry], error) {
+	return get[wire.Page[*statussync.Entry]](ctx, c, wire.BasePath+"/updates", q.values())
+}
+
+// RawUpdates is Updates with each entry as the bytes that the journal holds.
+func (c *Client) RawUpdates(ctx context.Context, q UpdatesQuery) (*wire.Page[json.RawMessage], error) {
+	return get[wire.Page[json.RawMessage]](ctx, c, wire.BasePath+"/updates", q.values())
+}
+
+func (q *UpdatesQuery) values() url.Values {
 	v := make(url.Values)
 	setText(v, "after", q.After.String())
 	setText(v, "type", string(q.Clause.Type))
@@ -222,7 +232,7 @@ func (c *Client) Updates(ctx context.Context, q UpdatesQuery) (*wire.Page[*statu
 		v.Set("leave", "true")
 	}
 	setPage(v, q.Limit, "")
-	return get[wire.Page[*statussync.Entry]](ctx, c, wire.BasePath+"/updates", v)
+	return v
 }
 
 // SyncMetrics returns the service's own numbers.

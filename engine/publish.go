@@ -112,7 +112,7 @@ func (e *Engine) publish(s *server, c conclusion, marks statussync.Marks, now ti
 // describe is the one sentence for people.
 func (e *Engine) describe(s *server, prev, cur *statussync.Status, actor string, now time.Time) string {
 	if cur.Marks.Has(statussync.MarkOverride) {
-		t := "overridden by " + orSomebody(actor) + ": " + string(cur.State) + ", " + string(cur.Health)
+		t := overriddenBy + orSomebody(actor) + ": " + string(cur.State) + ", " + string(cur.Health)
 		if s.Override != nil && s.Override.Note != "" {
 			t += " (" + s.Override.Note + ")"
 		}
@@ -136,6 +136,9 @@ func (e *Engine) describe(s *server, prev, cur *statussync.Status, actor string,
 	}
 	return cut(t)
 }
+
+// overriddenBy begins the sentence of an override; Eraser looks for it.
+const overriddenBy = "overridden by "
 
 func cut(s string) string { return statussync.CleanText(s, statussync.MaxErrorText) }
 

@@ -114,6 +114,8 @@ type Options struct {
 	Control  Control  // how the service is operated; nil: that is not served
 	Syncer   Syncer   // reads the registries again; nil: that is not served
 	Rollups  Rollups  // counts of probes, and uptime; nil: they are not served
+	Backup   Backuper // nil: backups are not served
+	Eraser   Eraser   // nil: persons can't be erased by API
 
 	Metrics     http.Handler                               // GET /metrics; nil: not served
 	Root        http.Handler                               // GET of whatever no route serves; nil: "/" says where the API is

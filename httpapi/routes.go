@@ -313,6 +313,12 @@ func (a *API) routes() error {
 	if a.opts.Registry != nil {
 		a.registryRoutes()
 	}
+	if a.opts.Backup != nil {
+		a.backupRoutes()
+	}
+	if a.opts.Eraser != nil {
+		a.eraseRoutes()
+	}
 
 	a.operationRoutes()
 

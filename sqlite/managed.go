@@ -43,8 +43,17 @@ func (s *Store) managed(ctx context.Context) (*statussync.Managed, error) {
 		return nil, err
 	}
 	defer func() { _ = tx.Rollback() }() // it only read
+	return readManaged(ctx, tx, s.path)
+}
+
+// querier is a connection or transaction that shows one state.
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+func readManaged(ctx context.Context, tx querier, path string) (*statussync.Managed, error) {
 	m := &statussync.Managed{}
-	err = each(ctx, tx, `SELECT hash, environment_id, created_at FROM agent_tokens ORDER BY created_at, hash`, func(rows *sql.Rows) error {
+	err := each(ctx, tx, `SELECT hash, environment_id, created_at FROM agent_tokens ORDER BY created_at, hash`, func(rows *sql.Rows) error {
 		var t statussync.AgentToken
 		var hash []byte
 		var at int64
@@ -52,7 +61,7 @@ func (s *Store) managed(ctx context.Context) (*statussync.Managed, error) {
 			return err
 		}
 		if len(hash) != len(t.Hash) {
-			return damaged(s.path, "a token's hash has the wrong length")
+			return damaged(path, "a token's hash has the wrong length")
 		}
 		copy(t.Hash[:], hash)
 		t.CreatedAt = time.Unix(0, at).UTC()
@@ -74,7 +83,7 @@ func (s *Store) managed(ctx context.Context) (*statussync.Managed, error) {
 			return err
 		}
 		if err := json.Unmarshal(data, &st); err != nil || st.Environment == nil || st.V < 1 || st.V > managedVersion {
-			return s.unreadable("environment", id)
+			return unreadable(path, "environment", id)
 		}
 		e := *st.Environment
 		e.ID, e.Origin, e.HasToken = id, statussync.OriginManaged, hasToken[id]
@@ -92,13 +101,13 @@ func (s *Store) managed(ctx context.Context) (*statussync.Managed, error) {
 			return err
 		}
 		if err := json.Unmarshal(data, &st); err != nil || st.Server == nil || st.V < 1 || st.V > managedVersion {
-			return s.unreadable("server", id)
+			return unreadable(path, "server", id)
 		}
 		v := *st.Server
 		v.ID, v.Origin = id, statussync.OriginManaged
 		if len(headers) > 0 {
 			if json.Unmarshal(headers, &v.Probe.Headers) != nil { // its own error would show a secret
-				return s.unreadable("server", id)
+				return unreadable(path, "server", id)
 			}
 		}
 		m.Servers = append(m.Servers, v)
@@ -110,12 +119,12 @@ func (s *Store) managed(ctx context.Context) (*statussync.Managed, error) {
 	return m, nil
 }
 
-func (s *Store) unreadable(kind, id string) error {
-	return damaged(s.path, fmt.Sprintf("the managed %s %q cannot be read; was it written by a newer version of this program?", kind, id))
+func unreadable(path, kind, id string) error {
+	return damaged(path, fmt.Sprintf("the managed %s %q cannot be read; was it written by a newer version of this program?", kind, id))
 }
 
-func each(ctx context.Context, tx *sql.Tx, query string, f func(*sql.Rows) error) error {
-	rows, err := tx.QueryContext(ctx, query)
+func each(ctx context.Context, tx querier, query string, f func(*sql.Rows) error, args ...any) error {
+	rows, err := tx.QueryContext(ctx, query, args...)
 	if err != nil {
 		return err
 	}
@@ -129,10 +138,31 @@ func each(ctx context.Context, tx *sql.Tx, query string, f func(*sql.Rows) error
 // on the disk, whatever Options.Sync says: it is what a person was told, and may have revoked a token. ctx ends only the
 // wait for the turn to write. After an error the change may yet be found when the registry is read again, whole.
 func (s *Store) ChangeManaged(ctx context.Context, c *statussync.ManagedChange) error {
-	type statement struct {
-		query string
-		args  []any
+	list, err := managedStatements(c)
+	if err != nil || len(list) == 0 {
+		return err
 	}
+	if err := s.take(ctx); err != nil {
+		return err
+	}
+	defer s.give()
+	return s.writeDurably("changing the registry", func(w *writer) error {
+		for _, st := range list {
+			if err := w.exec(st.query, st.args...); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+type statement struct {
+	query string
+	args  []any
+}
+
+// managedStatements are what makes a change.
+func managedStatements(c *statussync.ManagedChange) ([]statement, error) {
 	var list []statement
 	add := func(query string, args ...any) { list = append(list, statement{query, args}) }
 	for _, id := range c.RemoveServers {
@@ -149,7 +179,7 @@ func (s *Store) ChangeManaged(ctx context.Context, c *statussync.ManagedChange) 
 		e := c.PutEnvironments[i]
 		data, err := json.Marshal(storedEnvironment{managedVersion, &e})
 		if err != nil || e.ID == "" {
-			return statussync.Invalid(fmt.Sprintf("environments[%d]", i), "cannot be stored")
+			return nil, statussync.Invalid(fmt.Sprintf("environments[%d]", i), "cannot be stored")
 		}
 		add(`INSERT INTO managed_environments (id, json) VALUES (?, ?) ON CONFLICT (id) DO UPDATE SET json = excluded.json`, e.ID, data)
 	}
@@ -157,12 +187,12 @@ func (s *Store) ChangeManaged(ctx context.Context, c *statussync.ManagedChange) 
 		v := c.PutServers[i]
 		data, err := json.Marshal(storedServer{managedVersion, &v})
 		if err != nil || v.ID == "" {
-			return statussync.Invalid(fmt.Sprintf("servers[%d]", i), "cannot be stored")
+			return nil, statussync.Invalid(fmt.Sprintf("servers[%d]", i), "cannot be stored")
 		}
 		var headers any
 		if len(v.Probe.Headers) > 0 {
 			if headers, err = json.Marshal(v.Probe.Headers); err != nil {
-				return statussync.Invalid(fmt.Sprintf("servers[%d]", i), "its headers cannot be stored")
+				return nil, statussync.Invalid(fmt.Sprintf("servers[%d]", i), "its headers cannot be stored")
 			}
 		}
 		add(`INSERT INTO managed_servers (id, json, headers) VALUES (?, ?, ?)
@@ -173,21 +203,7 @@ ON CONFLICT (id) DO UPDATE SET json = excluded.json, headers = excluded.headers`
 		add(`INSERT INTO agent_tokens (hash, environment_id, created_at) VALUES (?, ?, ?)
 ON CONFLICT (hash) DO UPDATE SET environment_id = excluded.environment_id, created_at = excluded.created_at`, t.Hash[:], t.EnvironmentID, t.CreatedAt.UnixNano())
 	}
-	if len(list) == 0 {
-		return nil
-	}
-	if err := s.take(ctx); err != nil {
-		return err
-	}
-	defer s.give()
-	return s.writeDurably("changing the registry", func(w *writer) error {
-		for _, st := range list {
-			if err := w.exec(st.query, st.args...); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	return list, nil
 }
 
 // writeDurably is write whose commit waits for the disk. The caller has the turn.

@@ -52,9 +52,7 @@ func migrate(ctx context.Context, path string, migrations fs.FS, log *slog.Logge
 	case version == newest:
 		return nil
 	case version > newest:
-		return statussync.NewError(statussync.CodeUnavailable, "the store was written by a newer version of this program",
-			fmt.Errorf("%s has schema version %d, this program knows up to %d; run the newer program, or put back the copy that it made (%s) ",
-				path, version, newest, filepath.Base(copyName(path, newest))))
+		return newerSchema(path, version, newest)
 	}
 	if version > 0 {
 		// Everything must be in the one file that is copied.
@@ -115,6 +113,17 @@ func schemaVersion(ctx context.Context, db *sql.DB, path string) (int64, error) 
 		return 0, statussync.NewError(statussync.CodeUnavailable, "the store cannot have a write-ahead log",
 			fmt.Errorf("%s: journal mode is %s; the data directory must be on a local file system", path, mode))
 	}
+	return fileVersion(ctx, db, path)
+}
+
+func newerSchema(path string, version, newest int64) error {
+	return statussync.NewError(statussync.CodeUnavailable, "the store was written by a newer version of this program",
+		fmt.Errorf("%s has schema version %d, this program knows up to %d; run the newer program, or put back the copy that it made (%s) ",
+			path, version, newest, filepath.Base(copyName(path, newest))))
+}
+
+// fileVersion is schemaVersion whatever the journal mode.
+func fileVersion(ctx context.Context, db *sql.DB, path string) (int64, error) {
 	var id, tables, versioned int64
 	if err := db.QueryRowContext(ctx, `PRAGMA application_id`).Scan(&id); err != nil {
 		return 0, err

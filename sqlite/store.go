@@ -181,6 +181,9 @@ func (s *Store) open(ctx context.Context) error {
 	if s.w, err = openWriter(s.path, s.opts); err != nil {
 		return explain(s.path, "opening", err)
 	}
+	if err := s.finishScrub(); err != nil {
+		return explain(s.path, "opening", err)
+	}
 	if err := s.openReads(ctx); err != nil {
 		return explain(s.path, "opening", err)
 	}
@@ -283,6 +286,8 @@ const (
 	metaBootID       = "boot_id"
 	metaSync         = "sync"
 	metaClean        = "clean"
+	metaNewEpoch     = "new_epoch" // why the next Open begins a new epoch; absent: it does not
+	metaScrub        = "scrub"     // what was erased may still stand in free pages; absent: it does not
 )
 
 // load reads where the journal stands, and makes what must be durable before the first append is told: that the store
@@ -335,6 +340,12 @@ func (s *Store) load(ctx context.Context) error {
 		set = append(set, metaHeadEpoch, string(s.head.Epoch))
 		s.log.Warn("the machine was restarted without a clean stop, and the newest entries may be lost: a new epoch begins",
 			"head", s.head, "was", old)
+	}
+	if why := text(metaNewEpoch); why != "" {
+		old := s.head
+		s.head.Epoch = nextEpoch(old.Epoch)
+		set = append(set, metaHeadEpoch, string(s.head.Epoch), metaNewEpoch, "")
+		s.log.Info("a new epoch begins: what was told before can't be continued", "why", why, "head", s.head, "was", old)
 	}
 	return s.w.durably(set...)
 }

@@ -68,10 +68,12 @@ func (w *writer) number(query string, args ...any) (n int64, err error) {
 	return n, err
 }
 
+const upsertMeta = `INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value`
+
 // setMeta stores pairs of key and value, one after the other.
 func (w *writer) setMeta(pairs ...any) error {
 	for i := 0; i < len(pairs); i += 2 {
-		err := w.exec(`INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value`, pairs[i], pairs[i+1])
+		err := w.exec(upsertMeta, pairs[i], pairs[i+1])
 		if err != nil {
 			return err
 		}

@@ -28,6 +28,8 @@ const (
 	PathWebSocket = "/api/v1/ws"
 	PathStream    = "/api/v1/stream"
 	PathLegacy    = "/ws/mcp-status"
+	PathBackup    = "/api/v1/backup"
+	PathErase     = "/api/v1/erase"
 )
 
 // Time is a time.Time whose JSON is statussync.TimeFormat. Its zero value is left out by omitzero.

@@ -2,7 +2,8 @@
 //
 // This package holds flags, signals and output only: the service itself is package app, the calls are package client.
 // Exit codes: 0 fine, 1 what was asked for is not healthy (or the service failed while it ran), 2 usage or
-// configuration, 3 cannot reach the service, 4 the service refused.
+// configuration, 3 cannot reach the service, 4 the service refused, or restore, erase or export could not do what was
+// asked for.
 package main
 
 import (

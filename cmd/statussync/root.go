@@ -91,6 +91,7 @@ func (c *cli) explain(err error) (code int, lines []string) {
 		sick    *notHealthy
 		refused *statussync.Error
 		problem *client.Problem
+		local   *localRefusal
 	)
 	one := func(s string) []string { return []string{statussync.CleanText(s, maxErrorLine)} }
 	switch {
@@ -107,6 +108,8 @@ func (c *cli) explain(err error) (code int, lines []string) {
 			lines = append(lines, statussync.CleanText("refused: "+f.Error(), maxErrorLine))
 		}
 		return exitRefused, lines
+	case errors.As(err, &local):
+		return exitRefused, errorLines(local.err)
 	case errors.As(err, &refused) && errors.As(err, &problem):
 		return exitRefused, one(c.refusal(refused, problem))
 	}
@@ -190,7 +193,8 @@ at --server (STATUSSYNC_SERVER), with the token of --token (STATUSSYNC_TOKEN) wh
 	f.BoolVar(&c.noColor, "no-color", false, "no colours (also: the NO_COLOR variable; never where the output is no terminal)")
 
 	root.AddGroup(&cobra.Group{ID: "run", Title: "Run a service:"}, &cobra.Group{ID: "ask", Title: "Ask a running service:"},
-		&cobra.Group{ID: "define", Title: "Define what a running service watches:"}, &cobra.Group{ID: "operate", Title: "Operate a running service:"})
+		&cobra.Group{ID: "define", Title: "Define what a running service watches:"}, &cobra.Group{ID: "operate", Title: "Operate a running service:"},
+		&cobra.Group{ID: "keep", Title: "Keep its data, and let it go:"})
 	add := func(group string, cmds ...*cobra.Command) {
 		for _, cmd := range cmds {
 			cmd.GroupID = group
@@ -201,6 +205,7 @@ at --server (STATUSSYNC_SERVER), with the token of --token (STATUSSYNC_TOKEN) wh
 	add("ask", c.statusCmd(), c.watchCmd(), c.historyCmd(), c.uptimeCmd(), c.incidentsCmd(), c.probeCmd(), c.probesCmd(), c.overrideCmd(), c.environmentsCmd(), c.metricsCmd(), c.whoamiCmd())
 	add("define", c.serverCmd(), c.environmentCmd(), c.discoveredCmd(), c.adoptCmd())
 	add("operate", c.reloadCmd(), c.restartCmd(), c.probingCmd(), c.syncCmd())
+	add("keep", c.backupCmd(), c.restoreCmd(), c.exportCmd(), c.eraseCmd())
 	root.AddCommand(c.versionCmd())
 	c.prepare(root)
 	return root
