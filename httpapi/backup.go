@@ -60,7 +60,7 @@ func (a *API) backup(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	cred := requestOf(r).cred
-	if err := a.limits.command(cred.Name); err != nil {
+	if err := a.limits.command(cred.Name, a.limitsOf(cred).CommandsPerSecond); err != nil {
 		a.fail(w, r, err)
 		return
 	}

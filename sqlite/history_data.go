@@ -52,11 +52,6 @@ func floorDiv(a, b int64) int64 {
 func hourTime(h int64) time.Time   { return time.Unix(h*3600, 0).UTC() }
 func minuteTime(m int64) time.Time { return time.Unix(m*60, 0).UTC() }
 
-// querier is a *sql.DB or *sql.Tx.
-type querier interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-}
-
 func (h *History) readable() error {
 	h.f.mu.Lock()
 	defer h.f.mu.Unlock()
