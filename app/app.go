@@ -39,6 +39,9 @@ type Options struct {
 	Config     *Config // from LoadConfig, ParseConfig or DefaultConfig
 	Logger     *slog.Logger
 	Version    string
+	// Notify tells the service manager that the environment names (NOTIFY_SOCKET, WATCHDOG_USEC; sd_notify(3)) how the
+	// service is. A watchdog gets signs of life only while the hub answers.
+	Notify bool
 	// OnReady, if not nil, is called once, when the service answers requests. It must not block.
 	OnReady func(Ready)
 }
@@ -88,6 +91,10 @@ func Run(ctx context.Context, o Options) error {
 	if log == nil {
 		log = NewLogger(os.Stderr, c.Log.Level, c.Log.Format)
 	}
+	manager, err := newNotifier(o, log)
+	if err != nil {
+		return err
+	}
 	ln, err := net.Listen("tcp", c.Listen)
 	if err != nil {
 		if errors.Is(err, syscall.EADDRINUSE) {
@@ -100,6 +107,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	s.notifier = manager.of(s)
 	return s.run(ctx, o.OnReady)
 }
 
@@ -116,6 +124,7 @@ type service struct {
 	registry *registry.Manager
 	api      *httpapi.API
 	server   *http.Server
+	notifier *notifier // nil: no service manager
 }
 
 // requesters hands what the engine wants to those who can do it; each takes what is its own.
@@ -312,6 +321,9 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (err error) {
 		start("store", ended, s.store.Run),
 		start("registry", ended, s.registry.Run),
 	)
+	if s.notifier != nil {
+		parts = append(parts, start("service manager", ended, s.notifier.Run))
+	}
 	base := "http://" + s.listener.Addr().String()
 	s.log.Info("serving", "url", base, "servers", len(s.config.Servers), "environments", len(s.config.Environments), "data", s.config.Data)
 	if onReady != nil {
@@ -346,6 +358,7 @@ func (s *service) define(ctx context.Context) error {
 func (s *service) shutdown(core *part, others []*part) error {
 	began := time.Now()
 	var errs []error
+	s.notifier.stopping()
 	s.api.Drain()
 	hctx, cancel := context.WithTimeout(context.Background(), stopHTTP)
 	defer cancel()

@@ -27,6 +27,7 @@ Check a configuration first with "statussync config check FILE".`,
 			}
 			return app.Run(cmd.Context(), app.Options{
 				ConfigFile: file, Config: cfg, Logger: app.NewLogger(c.stderr, cfg.Log.Level, cfg.Log.Format), Version: c.system.version,
+				Notify: true,
 			})
 		},
 	}
