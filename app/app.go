@@ -124,6 +124,7 @@ type service struct {
 	registry *registry.Manager
 	api      *httpapi.API
 	server   *http.Server
+	version  string
 	notifier *notifier // nil: no service manager
 }
 
@@ -137,7 +138,7 @@ func (r requesters) Do(reqs []statussync.Request) {
 }
 
 func newService(ctx context.Context, c *Config, o Options, ln net.Listener, log *slog.Logger) (s *service, err error) {
-	s = &service{log: log.With("component", "app"), config: c, listener: ln}
+	s = &service{log: log.With("component", "app"), config: c, listener: ln, version: statussync.CleanText(o.Version, statussync.MaxWordText)}
 	s.store, err = sqlite.Open(ctx, sqlite.Options{
 		Dir: c.Data, Sync: c.Journal.Sync, Retention: time.Duration(c.Journal.Retention), MaxBytes: int64(c.Journal.MaxBytes),
 		Logger: log,

@@ -33,8 +33,19 @@ var docsAssets = map[string]string{
 	"favicon-32x32.png":    "image/png",
 }
 
+// docsTags are the groups of the description, in the order in which people need them. A tag that is not listed comes last.
+var docsTags = []*huma.Tag{
+	{Name: "servers", Description: "Servers with their status; overrides, probes on demand, and the definitions that people manage"},
+	{Name: "environments", Description: "Hosts with their agents, what they run that nobody claims, and agents' tokens"},
+	{Name: "journal", Description: "What happened, durable and in order"},
+	{Name: "streams", Description: "What happens, live, resumed by a cursor"},
+	{Name: "agents", Description: "What agents send"},
+	{Name: "service", Description: "The service itself: health, numbers, this description"},
+}
+
 // docsRoutes mounts the page that shows the description. It needs nothing from other hosts.
 func (a *API) docsRoutes() error {
+	a.huma.OpenAPI().Tags = docsTags
 	page, err := docsFiles.ReadFile("docs/index.html")
 	if err != nil {
 		return err

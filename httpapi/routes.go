@@ -252,7 +252,8 @@ func (a *API) routes() error {
 			OpenAPI: "3.1.0",
 			Info: &huma.Info{
 				Title: "statussync", Version: cmp.Or(a.opts.Version, "0"),
-				Description: "The true status of a fleet of MCP servers. Errors are RFC 9457 problems with a code.",
+				Description: "The true status of a fleet of MCP servers. Errors are RFC 9457 problems with a code. " +
+					"Where the service has tokens, calls need one: `Authorization: Bearer …`; its role (viewer, operator, admin) says which calls are allowed.",
 			},
 			Components: &huma.Components{
 				Schemas:         registry,

@@ -7,7 +7,6 @@ window.addEventListener("load", () => {
     presets: [SwaggerUIBundle.presets.apis],
     deepLinking: true,
     docExpansion: "list",
-    filter: true,
     displayRequestDuration: true,
     tryItOutEnabled: true,
     defaultModelsExpandDepth: 0,
