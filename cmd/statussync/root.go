@@ -191,9 +191,9 @@ Exit codes: 0 fine, 1 not healthy or failed, 2 wrong usage or configuration, 3 t
 		}
 	}
 	add("run", c.demoCmd(), c.serveCmd(), c.configCmd())
-	add("ask", c.statusCmd(), c.watchCmd(), c.historyCmd(), c.probeCmd(), c.overrideCmd(), c.environmentsCmd(), c.metricsCmd())
+	add("ask", c.statusCmd(), c.watchCmd(), c.historyCmd(), c.probeCmd(), c.overrideCmd(), c.environmentsCmd(), c.metricsCmd(), c.healthcheckCmd())
 	add("define", c.serverCmd(), c.environmentCmd(), c.discoveredCmd(), c.adoptCmd())
-	root.AddCommand(c.versionCmd(), c.healthcheckCmd(), c.manCmd())
+	root.AddCommand(c.versionCmd(), c.manCmd())
 	c.prepare(root)
 	c.completeArgs(root)
 	return root
