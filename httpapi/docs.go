@@ -2,9 +2,10 @@ package httpapi
 
 import (
 	"bytes"
-	"cmp"
 	"compress/gzip"
+	"crypto/sha256"
 	"embed"
+	"encoding/hex"
 	"io"
 	"net/http"
 	"path"
@@ -75,7 +76,7 @@ func (a *API) docsRoutes() error {
 				a.unrouted(w, r, http.NotFoundHandler())
 				return
 			}
-			f.serve(w, r, cmp.Or(a.opts.Version, "0"))
+			f.serve(w, r)
 		})
 	return nil
 }
@@ -85,28 +86,31 @@ type asset struct {
 	contentType string
 	data        []byte
 	gzipped     bool
+	etag        string
 }
 
 func readAsset(name, contentType string) (asset, error) {
-	if b, err := docsFiles.ReadFile(path.Join("docs", name)); err == nil {
-		return asset{contentType, b, false}, nil
+	f := asset{contentType: contentType}
+	var err error
+	if f.data, err = docsFiles.ReadFile(path.Join("docs", name)); err != nil {
+		if f.data, err = static.FS.ReadFile(name); err != nil {
+			f.gzipped = true
+			f.data, err = static.FS.ReadFile(name + ".gz")
+		}
 	}
-	if b, err := static.FS.ReadFile(name); err == nil {
-		return asset{contentType, b, false}, nil
-	}
-	b, err := static.FS.ReadFile(name + ".gz")
-	return asset{contentType, b, true}, err
+	sum := sha256.Sum256(f.data)
+	f.etag = `"` + hex.EncodeToString(sum[:8]) + `"`
+	return f, err
 }
 
 // serve answers with the file, gzipped as it is where the client takes that.
-func (f asset) serve(w http.ResponseWriter, r *http.Request, version string) {
+func (f asset) serve(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Content-Type", f.contentType)
 	h.Set("Vary", "Accept-Encoding")
-	etag := `"` + version + `"`
-	h.Set("Etag", etag)
+	h.Set("Etag", f.etag)
 	h.Set("Cache-Control", "no-cache") // asked again each time, answered by 304: another version of the service has other files
-	if r.Header.Get("If-None-Match") == etag {
+	if r.Header.Get("If-None-Match") == f.etag {
 		w.WriteHeader(http.StatusNotModified)
 		return
 	}
