@@ -36,6 +36,7 @@ var rooms = map[string][]string{
 	"app":             {"*"},
 	"cmd/statussync":  {"app", "client", "wire"},
 	"statussynctest":  {},
+	"deploy":          {},
 	"e2e":             {"*"},
 }
 

@@ -45,6 +45,9 @@ type Options struct {
 	// Hangups, if not nil, gives a value each time that the configuration file is to be read again (SIGHUP). What that gave
 	// is logged.
 	Hangups <-chan os.Signal
+	// Notify tells the service manager that the environment names (NOTIFY_SOCKET, WATCHDOG_USEC; sd_notify(3)) how the
+	// service is. A watchdog gets signs of life only while the hub answers.
+	Notify bool
 
 	// OnReady, if not nil, is called when the service answers requests: once, and after each restart again. None of these
 	// functions may block, and none is called while another one is.
@@ -120,6 +123,8 @@ type service struct {
 	server   *http.Server
 
 	operations
+	version  string
+	notifier *notifier // nil: no service manager
 }
 
 // requesters hands what the engine wants to those who can do it; each takes what is its own.
@@ -133,7 +138,13 @@ func (r requesters) Do(reqs []statussync.Request) {
 
 func newService(ctx context.Context, c *Config, o Options, ln net.Listener) (s *service, err error) {
 	log, level := o.logger(c)
-	s = &service{log: log.With("component", "app"), options: o, config: c, level: level, listener: ln}
+	s = &service{
+		log: log.With("component", "app"), options: o, config: c, level: level, listener: ln,
+		version: statussync.CleanText(o.Version, statussync.MaxWordText),
+	}
+	if s.notifier, err = newNotifier(o, log); err != nil {
+		return nil, err
+	}
 	s.operations.init()
 	s.current.Store(c)
 	s.store, err = sqlite.Open(ctx, sqlite.Options{
@@ -203,6 +214,7 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener) (s *
 		ConnContext: httpapi.ConnContext, MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(log.With("component", "http").Handler(), slog.LevelDebug),
 	}
 	s.secure()
+	s.notifier = s.notifier.of(s)
 	return s, nil
 }
 
@@ -339,6 +351,9 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, 
 	if s.certs != nil {
 		parts = append(parts, start("certificates", ended, s.certs.Run))
 	}
+	if s.notifier != nil {
+		parts = append(parts, start("service manager", ended, s.notifier.Run))
+	}
 	base := s.baseURL()
 	s.log.Info("serving", "url", base, "servers", len(s.config.Servers), "environments", len(s.config.Environments), "data", s.config.Data)
 	onReady(Ready{BaseURL: base, Hub: s.hub})
@@ -378,6 +393,9 @@ func (s *service) shutdown(core *part, others []*part, again bool) error {
 		hubLimit, storeLimit = stopAgain, func() time.Duration { return stopAgain }
 	}
 	var errs []error
+	if !again {
+		s.notifier.stopping()
+	}
 	s.api.Drain()
 	hctx, cancel := context.WithTimeout(context.Background(), stopHTTP)
 	defer cancel()

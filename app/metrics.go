@@ -2,6 +2,7 @@ package app
 
 import (
 	"strconv"
+	"time"
 
 	"github.com/agentopia/statussync/httpapi"
 	"github.com/agentopia/statussync/prom"
@@ -24,6 +25,7 @@ func (s *service) samples(api *httpapi.API) []prom.Sample {
 		return 0
 	}
 
+	out = append(out, prom.Sample{Name: "build_info", Help: "The program; always 1.", Labels: map[string]string{"version": s.version}, Value: 1})
 	h := s.hub.Stats()
 	for kind, n := range h.Observations {
 		labeled("observations_total", "Observations taken, by kind.", "kind", kind, n)
@@ -35,6 +37,7 @@ func (s *service) samples(api *httpapi.API) []prom.Sample {
 	counter("unknown_words_total", "Container and record words that no table knows.", h.UnknownWords)
 	counter("journal_entries_total", "Entries published.", h.Entries)
 	counter("status_updates_total", "Entries published that are updates of a status.", h.Updates)
+	counter("self_doubts_total", "Times that falls were held because the service doubted itself, not the servers.", h.SelfDoubts)
 	counter("journal_appends_total", "Batches appended to the journal.", h.Batches)
 	counter("journal_append_failures_total", "Appends that failed or took too long.", h.AppendFailures)
 	out = append(out, prom.Sample{Name: "journal_append_seconds_total", Help: "Time spent in appends.", Counter: true, Value: h.AppendTime.Seconds()})
@@ -74,6 +77,8 @@ func (s *service) samples(api *httpapi.API) []prom.Sample {
 	st := s.store.Stats()
 	gauge("store_file_bytes", "Size of the embedded store's file.", float64(st.FileBytes))
 	gauge("store_log_bytes", "Size of the write-ahead log beside it.", float64(st.LogBytes))
+	gauge("store_max_bytes", "What the store's file and log may have together; the oldest entries go before that.", float64(s.config.Journal.MaxBytes))
+	gauge("store_retention_seconds", "How long entries are kept where there is room.", time.Duration(s.config.Journal.Retention).Seconds())
 	gauge("store_entries", "Entries stored.", float64(st.Entries))
 	if !st.Oldest.IsZero() {
 		gauge("store_oldest_timestamp_seconds", "Time of the oldest entry stored.", float64(st.Oldest.Unix()))

@@ -62,7 +62,7 @@ func Restore(ctx context.Context, o RestoreOptions) (*RestoreReport, error) {
 	case len(names) == 0:
 		return restoreInside(ctx, o, dir)
 	case !o.Force:
-		return nil, statussync.NewError(statussync.CodeConflict, dir+" is not empty (it has "+listed(names)+"); restore into another directory, or move its content aside with --force", nil)
+		return nil, statussync.NewError(statussync.CodeConflict, dir+" is not empty (it has "+namesOf(names)+"); restore into another directory, or move its content aside with --force", nil)
 	}
 	// A service at work there must not find its files moved.
 	lock, err := sqlite.Lock(dir)
@@ -85,7 +85,7 @@ func content(dir string) ([]string, error) {
 	return names, err
 }
 
-func listed(names []string) string {
+func namesOf(names []string) string {
 	const most = 3
 	s := statussync.CleanText(strings.Join(names[:min(most, len(names))], ", "), statussync.MaxNameText)
 	if len(names) > most {

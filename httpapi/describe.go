@@ -1,13 +1,10 @@
 package httpapi
 
 import (
-	"bytes"
 	"encoding/json"
-	"html/template"
 	"net/http"
 	"reflect"
 	"slices"
-	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -80,15 +77,11 @@ func (a *API) rawRoutes(registry huma.Registry) {
 			Responses: map[string]*huma.Response{"200": text(summary, contentType)},
 		}, accessOpen, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Type", contentType)
-			if strings.HasPrefix(contentType, "text/html") {
-				w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'")
-			}
 			_, _ = w.Write(*content) // the client may be gone
 		})
 	}
 	static("/openapi.json", "openapi-json", "This description as JSON", "application/openapi+json", &a.openapiJSON)
 	static("/openapi.yaml", "openapi-yaml", "This description as YAML", "application/openapi+yaml", &a.openapiYAML)
-	static("/docs", "docs", "This description as a page", "text/html; charset=utf-8", &a.docsPage)
 }
 
 // describe renders the description, once.
@@ -110,10 +103,7 @@ func (a *API) describe(registry huma.Registry) error {
 	if a.openapiJSON, err = json.Marshal(doc); err != nil {
 		return err
 	}
-	if a.openapiYAML, err = doc.YAML(); err != nil {
-		return err
-	}
-	a.docsPage, err = renderDocs(doc, a.opts.BasePath)
+	a.openapiYAML, err = doc.YAML()
 	return err
 }
 
@@ -122,52 +112,3 @@ func operations(p *huma.PathItem) []*huma.Operation {
 	return slices.DeleteFunc([]*huma.Operation{p.Get, p.Put, p.Post, p.Delete, p.Patch, p.Head, p.Options, p.Trace},
 		func(op *huma.Operation) bool { return op == nil })
 }
-
-func renderDocs(doc *huma.OpenAPI, base string) ([]byte, error) {
-	page := template.Must(template.New("docs").Parse(docsHTML))
-	var paths []string
-	for p := range doc.Paths {
-		paths = append(paths, p)
-	}
-	slices.Sort(paths)
-	type section struct {
-		Tag string
-		Ops []*huma.Operation
-	}
-	var sections []*section
-	for _, tag := range []string{"servers", "environments", "uptime", "journal", "streams", "agents", "service"} {
-		s := &section{Tag: tag}
-		for _, p := range paths {
-			for _, op := range operations(doc.Paths[p]) {
-				if slices.Contains(op.Tags, tag) {
-					s.Ops = append(s.Ops, op)
-				}
-			}
-		}
-		sections = append(sections, s)
-	}
-	var b bytes.Buffer
-	err := page.Execute(&b, map[string]any{"Info": doc.Info, "Sections": sections, "Base": base})
-	return b.Bytes(), err
-}
-
-const docsHTML = `<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{{.Info.Title}} API</title>
-<style>
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
-body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-code { font-family: ui-monospace, monospace } dt { margin-top: 1rem } .m { display: inline-block; min-width: 4.5em; font-weight: 600 }
-table { border-collapse: collapse; font-size: .9em } td { padding: .1rem 1rem .1rem 0; vertical-align: top }
-</style></head>
-<body>
-<h1>{{.Info.Title}} API <small>{{.Info.Version}}</small></h1>
-<p>{{.Info.Description}} The full description: <a href="openapi.json">openapi.json</a>, <a href="openapi.yaml">openapi.yaml</a>.</p>
-{{range .Sections}}<h2>{{.Tag}}</h2>
-<dl>{{range .Ops}}
-<dt><code><span class="m">{{.Method}}</span> {{$.Base}}{{.Path}}</code></dt>
-<dd>{{.Summary}}{{if .Description}} {{.Description}}{{end}}{{if .Parameters}}
-<table>{{range .Parameters}}<tr><td><code>{{.Name}}</code></td><td>{{.In}}</td><td>{{.Description}}</td></tr>{{end}}</table>{{end}}</dd>{{end}}
-</dl>{{end}}
-</body></html>
-`

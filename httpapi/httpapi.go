@@ -175,9 +175,9 @@ type API struct {
 	lead       time.Duration // how long before its time a stream becomes due; see by
 	limits     *limits
 
-	patterns []string // what is on the mux
+	patterns []string // what is on the mux and described
 
-	openapiJSON, openapiYAML, docsPage []byte
+	openapiJSON, openapiYAML []byte
 
 	streams  streams
 	draining atomic.Bool

@@ -53,7 +53,9 @@ func (a *API) mount(op *huma.Operation, h http.HandlerFunc) {
 	need, _ := op.Metadata[metaAccess].(access)
 	timeout, _ := op.Metadata[metaTimeout].(time.Duration)
 	pattern := op.Method + " " + op.Path
-	a.patterns = append(a.patterns, pattern)
+	if !op.Hidden {
+		a.patterns = append(a.patterns, pattern)
+	}
 	a.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		if err := a.enter(r, need); err != nil {
 			a.fail(w, r, err)
@@ -71,11 +73,13 @@ func (a *API) mount(op *huma.Operation, h http.HandlerFunc) {
 	})
 }
 
-// raw mounts a handler that huma does not call, and describes it.
+// raw mounts a handler that huma does not call, and describes it unless it is hidden.
 func (a *API) raw(op huma.Operation, need access, h http.HandlerFunc) {
 	op.Metadata = map[string]any{metaAccess: need}
 	a.secure(&op, need)
-	a.huma.OpenAPI().AddOperation(&op)
+	if !op.Hidden {
+		a.huma.OpenAPI().AddOperation(&op)
+	}
 	a.mount(&op, h)
 }
 
@@ -252,7 +256,8 @@ func (a *API) routes() error {
 			OpenAPI: "3.1.0", Servers: servers,
 			Info: &huma.Info{
 				Title: "statussync", Version: cmp.Or(a.opts.Version, "0"),
-				Description: "The true status of a fleet of MCP servers. Errors are RFC 9457 problems with a code.",
+				Description: "The true status of a fleet of MCP servers. Errors are RFC 9457 problems with a code. " +
+					"Where the service has tokens, calls need one: `Authorization: Bearer …`; its role (viewer, operator, admin) says which calls are allowed.",
 			},
 			Components: &huma.Components{
 				Schemas:         registry,
@@ -344,6 +349,9 @@ func (a *API) routes() error {
 	register(a, get("/readyz", "readyz", "service", "The service can do what it promises; details only for a credential"), accessOptional, a.readyz)
 
 	a.rawRoutes(registry)
+	if err := a.docsRoutes(); err != nil {
+		return err
+	}
 	return a.describe(registry)
 }
 

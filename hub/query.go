@@ -440,6 +440,7 @@ type Stats struct {
 	Batches        uint64        // appends that succeeded
 	Entries        uint64        // entries published
 	Updates        uint64        // of them, of kind status
+	SelfDoubts     uint64        // of them, of kind self_doubt
 	Records        uint64        // records stored
 	AppendTime     time.Duration // spent in appends, all together
 	AppendFailures uint64        // appends that failed or took too long
@@ -472,7 +473,7 @@ func (h *Hub) Stats() Stats {
 		InboxDepth: int(h.inboxUsed.Load()), InboxCapacity: int(h.inboxSize),
 		Observations: make(map[string]uint64, obsKinds), Rejected: c.rejected.Load(), Refused: c.refused.Load(),
 		Foreign: c.foreign.Load(), UnknownWords: c.unknownWords.Load(), Batches: c.batches.Load(), Entries: c.entries.Load(),
-		Updates: r.updates.Load(), Records: c.records.Load(), AppendTime: time.Duration(c.appendNanos.Load()),
+		Updates: r.updates.Load(), SelfDoubts: r.doubts.Load(), Records: c.records.Load(), AppendTime: time.Duration(c.appendNanos.Load()),
 		AppendFailures: c.appendFails.Load(), EpochChanges: c.epochs.Load(), Durable: c.durable.Load(),
 		Backlog: int(c.backlog.Load()), Requests: c.requests.Load(), Resyncs: r.resyncs.Load(), Evictions: r.evicted.Load(),
 		StoreReads: r.storeReads.Load(), CacheHits: c.hits.Load(), CacheMisses: c.misses.Load(),

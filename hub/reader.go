@@ -43,8 +43,8 @@ type reader struct {
 	done    chan struct{} // closed by stop
 	reading chan struct{} // holds one: whoever extends news from the store
 
-	updates, evicted, resyncs, storeReads atomic.Uint64
-	wake                                  []*subscription // scratch of apply
+	updates, doubts, evicted, resyncs, storeReads atomic.Uint64
+	wake                                          []*subscription // scratch of apply
 }
 
 // slot is a server's place in the view. cur and interval are guarded by reader.mu.
@@ -173,8 +173,11 @@ func (r *reader) apply(p *published) {
 			evicted++
 		}
 		r.news.push(e)
-		if e.Kind == statussync.KindStatus {
+		switch e.Kind {
+		case statussync.KindStatus:
 			r.updates.Add(1)
+		case statussync.KindSelfDoubt:
+			r.doubts.Add(1)
 		}
 		wake = r.concerned(wake, e.Seq, e.ServerID)
 		for _, id := range e.ServerIDs {

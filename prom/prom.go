@@ -1,7 +1,8 @@
 // Package prom shows the service to Prometheus: the fleet's statuses and the service's own numbers.
 //
-// Collecting reads from memory only and never blocks the hub. The number of series is bounded: three per server, up to
-// Options.MaxServers servers (the first by id), and a fixed number beside them. The registerer is injected.
+// Collecting reads from memory only and never blocks the hub. The number of series is bounded: three per server and one
+// for each mark that it has just then (at most three), up to Options.MaxServers servers (the first by id), and a fixed
+// number beside them. The registerer is injected.
 package prom
 
 import (
@@ -58,7 +59,7 @@ var availabilities = []statussync.Availability{
 
 type collector struct {
 	o                                       Options
-	health, running, latency                *prometheus.Desc
+	health, running, latency, mark          *prometheus.Desc
 	servers, agent, heartbeatAge, truncated *prometheus.Desc
 }
 
@@ -75,6 +76,7 @@ func New(o Options) prometheus.Collector {
 		health:       desc("server_health", "Health of a server: 0 unknown, 1 healthy, 2 degraded, 3 unhealthy.", "server_id", "environment_id"),
 		running:      desc("server_running", "1 where the server's state is running, else 0.", "server_id", "environment_id"),
 		latency:      desc("server_probe_latency_seconds", "Latency of the server's last answered probe.", "server_id", "environment_id"),
+		mark:         desc("server_mark", "1 for each mark that a server has: flapping, maintenance, override.", "server_id", "environment_id", "mark"),
 		servers:      desc("servers", "Servers by availability.", "availability"),
 		agent:        desc("environment_agent_up", "1 where the environment's agent reports in time, 0.5 where it is late, else 0.", "environment_id"),
 		heartbeatAge: desc("environment_heartbeat_age_seconds", "Age of the environment's last heartbeat.", "environment_id"),
@@ -108,6 +110,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 				up = 1
 			}
 			gauge(c.running, up, id, env)
+			for _, m := range v.Status.Marks.Strings() {
+				gauge(c.mark, 1, id, env, m)
+			}
 			if v.Status.Latency > 0 {
 				gauge(c.latency, v.Status.Latency.Seconds(), id, env)
 			}

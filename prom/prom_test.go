@@ -18,7 +18,7 @@ func fleet(n int) func(statussync.ServerQuery) ([]statussync.ServerView, bool, s
 		v := statussync.ServerView{Server: &statussync.Server{ID: fmt.Sprintf("s%05d", i), EnvironmentID: "e"}}
 		v.Status = statussync.Status{State: statussync.StateRunning, Health: statussync.HealthHealthy, Latency: 20 * time.Millisecond}
 		if i == 0 {
-			v.Status = statussync.Status{State: statussync.StateError, Health: statussync.HealthUnhealthy}
+			v.Status = statussync.Status{State: statussync.StateError, Health: statussync.HealthUnhealthy, Marks: statussync.MarkMaintenance | statussync.MarkFlapping}
 		}
 		all = append(all, v)
 	}
@@ -56,6 +56,10 @@ statussync_environment_heartbeat_age_seconds{environment_id="e"} 3
 # TYPE statussync_server_health gauge
 statussync_server_health{environment_id="e",server_id="s00000"} 3
 statussync_server_health{environment_id="e",server_id="s00001"} 1
+# HELP statussync_server_mark 1 for each mark that a server has: flapping, maintenance, override.
+# TYPE statussync_server_mark gauge
+statussync_server_mark{environment_id="e",mark="flapping",server_id="s00000"} 1
+statussync_server_mark{environment_id="e",mark="maintenance",server_id="s00000"} 1
 # HELP statussync_server_probe_latency_seconds Latency of the server's last answered probe.
 # TYPE statussync_server_probe_latency_seconds gauge
 statussync_server_probe_latency_seconds{environment_id="e",server_id="s00001"} 0.02

@@ -169,7 +169,9 @@ func (c *cli) root() *cobra.Command {
 		Long: `statussync keeps the true status of a fleet of MCP servers and tells everyone who asks.
 
 "demo" shows it with a simulated fleet, "serve" runs it for yours. The other commands talk to a running service
-at --server (STATUSSYNC_SERVER), with the token of --token (STATUSSYNC_TOKEN) where the service wants one.`,
+at --server (STATUSSYNC_SERVER), with the token of --token (STATUSSYNC_TOKEN) where the service wants one.
+
+Exit codes: 0 fine, 1 not healthy or failed, 2 wrong usage or configuration, 3 the service cannot be reached, 4 it refused.`,
 		Example: `  statussync demo
   statussync serve --config statussync.yaml
   statussync status --health unhealthy
@@ -202,12 +204,13 @@ at --server (STATUSSYNC_SERVER), with the token of --token (STATUSSYNC_TOKEN) wh
 		}
 	}
 	add("run", c.demoCmd(), c.serveCmd(), c.configCmd())
-	add("ask", c.statusCmd(), c.watchCmd(), c.historyCmd(), c.uptimeCmd(), c.incidentsCmd(), c.probeCmd(), c.probesCmd(), c.overrideCmd(), c.environmentsCmd(), c.metricsCmd(), c.whoamiCmd())
+	add("ask", c.statusCmd(), c.watchCmd(), c.historyCmd(), c.uptimeCmd(), c.incidentsCmd(), c.probeCmd(), c.probesCmd(), c.overrideCmd(), c.environmentsCmd(), c.metricsCmd(), c.whoamiCmd(), c.healthcheckCmd())
 	add("define", c.serverCmd(), c.environmentCmd(), c.discoveredCmd(), c.adoptCmd())
 	add("operate", c.reloadCmd(), c.restartCmd(), c.probingCmd(), c.syncCmd())
 	add("keep", c.backupCmd(), c.restoreCmd(), c.exportCmd(), c.eraseCmd())
-	root.AddCommand(c.versionCmd())
+	root.AddCommand(c.versionCmd(), c.manCmd())
 	c.prepare(root)
+	c.completeArgs(root)
 	return root
 }
 
@@ -216,15 +219,20 @@ func (c *cli) prepare(cmd *cobra.Command) {
 	if run := cmd.RunE; run != nil {
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
 			c.started = true
-			if c.token == "" {
-				c.token = c.getenv("STATUSSYNC_TOKEN")
-			}
+			c.credentials()
 			return run(cmd, args)
 		}
 	}
 	completeEnums(cmd)
 	for _, sub := range cmd.Commands() {
 		c.prepare(sub)
+	}
+}
+
+// credentials takes the token from the environment where no flag gave one.
+func (c *cli) credentials() {
+	if c.token == "" {
+		c.token = c.getenv("STATUSSYNC_TOKEN")
 	}
 }
 

@@ -32,7 +32,7 @@ service runs; conf.d/*.yaml beside it belongs to it.`,
 				return &usageError{err}
 			}
 			return app.Run(cmd.Context(), app.Options{
-				ConfigFile: file, Config: cfg, LogOutput: c.stderr, Version: c.system.version, Hangups: hangups,
+				ConfigFile: file, Config: cfg, LogOutput: c.stderr, Version: c.system.version, Hangups: hangups, Notify: true,
 			})
 		},
 	}
