@@ -17,10 +17,13 @@ import (
 )
 
 // childEnv makes the test binary a server of its own: it answers 200 to everything until it is killed, and prints its
-// address first.
+// address first. With a value that is JSON it is an agent (runAgent).
 const childEnv = "E2E_CHILD"
 
 func runChild() int {
+	if spec := os.Getenv(childEnv); strings.HasPrefix(spec, "{") {
+		return runAgent(spec)
+	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

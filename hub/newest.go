@@ -210,10 +210,14 @@ func (n *newest) extend(old *newest) {
 // round is over. So a topic waits for one round at most, and one that changes all the time neither waits for ever nor
 // makes others wait. The subscription's owner has it to itself.
 type rounds struct {
-	open bool
-	end  uint64    // the head when the round began
-	upTo uint64    // todo is complete up to here
-	todo []*merged // to be told, in journal order as it was when the round began
+	open   bool
+	end    uint64   // the head when the round began
+	upTo   uint64   // todo is complete up to here
+	looked bool     // todo is complete
+	todo   []logged // to be told, in the order of the log
+	// also has what is in todo, once the log grew while it was looked through: what moved to its end must be found there,
+	// or would be missed, but not be told twice.
+	also map[*merged]struct{}
 	// told holds the Seq beyond the position that were told; early those that this round told of what came after its
 	// beginning.
 	told, early []uint64
@@ -224,23 +228,33 @@ func (o *rounds) wasTold(seq uint64) bool {
 	return i < len(o.told) && o.told[i] == seq
 }
 
-// collect goes on through the log, some way. The caller holds mu.RLock.
+// collect goes on through the log to its end, some way at a time. The caller holds mu.RLock.
 func (s *subscription) collect() {
 	o, n := &s.round, &s.r.news
 	i := n.after(o.upTo)
-	for step := 0; ; i, step = i+1, step+1 {
-		if i == len(n.log) || n.log[i].seq > o.end {
-			o.upTo = o.end
-			return
-		}
-		if step == scanChunk {
+	for step := 0; step < scanChunk; i, step = i+1, step+1 {
+		if i == len(n.log) {
+			o.looked, o.also = true, nil
 			return
 		}
 		l := n.log[i]
 		o.upTo = l.seq
-		if l.m != nil && !o.wasTold(l.seq) && s.m.MatchMerged(l.m.Entry, l.m.since(s.pos.Seq)) {
-			o.todo = append(o.todo, l.m)
+		if l.m == nil || o.wasTold(l.seq) || !s.m.MatchMerged(l.m.Entry, l.m.since(s.pos.Seq)) {
+			continue
 		}
+		if l.seq > o.end {
+			if o.also == nil {
+				o.also = make(map[*merged]struct{}, len(o.todo))
+				for _, t := range o.todo {
+					o.also[t.m] = struct{}{}
+				}
+			}
+			if _, ok := o.also[l.m]; ok {
+				continue
+			}
+			o.also[l.m] = struct{}{}
+		}
+		o.todo = append(o.todo, l)
 	}
 }
 
@@ -263,7 +277,7 @@ func (s *subscription) fillLatest(buf []statussync.Event, mayWait bool) (out []s
 			return buf, false, mayWait, nil
 		}
 		o.open, o.end, o.upTo = true, r.head, s.pos.Seq
-		s.next = 0
+		s.mark, s.next = s.pos, 0
 	}
 	if s.pos.Seq < r.news.floor {
 		r.mu.RUnlock()
@@ -271,19 +285,23 @@ func (s *subscription) fillLatest(buf []statussync.Event, mayWait bool) (out []s
 		return buf, false, false, nil
 	}
 	defer r.mu.RUnlock()
-	if o.upTo < o.end {
+	if !o.looked {
 		s.collect()
 		return buf, true, false, nil
 	}
-	from := len(buf)
+	from, before := len(buf), s.mark
 	for n := 0; n < scanChunk && len(o.todo) > 0 && len(buf) < cap(buf); n++ {
-		m := o.todo[0]
-		o.todo[0], o.todo = nil, o.todo[1:]
+		l := o.todo[0]
+		o.todo[0], o.todo = logged{}, o.todo[1:]
+		if s.marks {
+			s.mark.Seq = max(s.mark.Seq, min(l.seq, o.end))
+		}
 		// It may have been dropped, or have become something that was not asked for: then a later round looks again.
+		m := l.m
 		if m.Entry == nil || !s.m.MatchMerged(m.Entry, m.since(s.pos.Seq)) {
 			continue
 		}
-		buf = append(buf, statussync.Event{Type: statussync.EventEntry, Cursor: s.pos, Entry: m.Entry, JSON: m.JSON})
+		buf = append(buf, statussync.Event{Type: statussync.EventEntry, Cursor: before, Entry: m.Entry, JSON: m.JSON})
 		if m.Seq > o.end {
 			o.early = append(o.early, m.Seq)
 		}
@@ -292,11 +310,12 @@ func (s *subscription) fillLatest(buf []statussync.Event, mayWait bool) (out []s
 	sort.Slice(told, func(i, k int) bool { return told[i].Entry.Seq < told[k].Entry.Seq })
 	if len(o.todo) == 0 {
 		s.pos.Seq = o.end
-		if len(told) > 0 {
-			told[len(told)-1].Cursor = s.pos
-		}
+		s.mark = s.pos
 		sort.Slice(o.early, func(i, k int) bool { return o.early[i] < o.early[k] })
 		*o = rounds{told: o.early}
+	}
+	if len(told) > 0 {
+		told[len(told)-1].Cursor = s.mark
 	}
 	return buf, len(told) == 0, false, nil
 }

@@ -347,11 +347,12 @@ func TestLatestMerges(t *testing.T) {
 		do     func(w *world) // the head is 6 before it
 		want   string
 	}{
-		"nothing":                             {statussync.Filter{}, 8, func(*world) {}, ""},
-		"the newest of each, in order":        {statussync.Filter{}, 8, func(w *world) { w.set(0, failed, sick); w.set(1, failed, sick); w.set(0, running, healthy) }, "status s001 8@6, status s000 9@9, "},
-		"cursors wait for the end of a round": {statussync.Filter{}, 1, func(w *world) { w.set(0, failed, sick); w.set(1, failed, sick); w.set(2, failed, sick) }, "status s000 7@6, status s001 8@6, status s002 9@9, "},
-		"removed":                             {statussync.Filter{}, 8, func(w *world) { w.set(0, failed, sick); w.remove(0) }, "server_removed s000 8@8, "},
-		"removed and added":                   {statussync.Filter{}, 8, func(w *world) { w.remove(0); w.set(0, failed, sick) }, "status s000 9@9, "},
+		"nothing":                      {statussync.Filter{}, 8, func(*world) {}, ""},
+		"the newest of each, in order": {statussync.Filter{}, 8, func(w *world) { w.set(0, failed, sick); w.set(1, failed, sick); w.set(0, running, healthy) }, "status s001 8@6, status s000 9@9, "},
+		"cursors move within a round":  {statussync.Filter{}, 1, func(w *world) { w.set(0, failed, sick); w.set(1, failed, sick); w.set(2, failed, sick) }, "status s000 7@7, status s001 8@8, status s002 9@9, "},
+		"or wait for its end":          {sickOnly, 1, func(w *world) { w.set(0, failed, sick); w.set(1, failed, sick); w.set(2, failed, sick) }, "status s000 7@6, status s001 8@6, status s002 9@9, "},
+		"removed":                      {statussync.Filter{}, 8, func(w *world) { w.set(0, failed, sick); w.remove(0) }, "server_removed s000 8@8, "},
+		"removed and added":            {statussync.Filter{}, 8, func(w *world) { w.remove(0); w.set(0, failed, sick) }, "status s000 9@9, "},
 		"passed through the selection": {sickOnly, 8, func(w *world) {
 			w.set(0, failed, sick)
 			w.set(0, running, healthy)
@@ -547,4 +548,48 @@ func TestLatestLive(t *testing.T) {
 			t.Errorf("%d reads of the store", n)
 		}
 	})
+}
+
+// TestLatestMovesMeanwhile: a server that changes while a subscription still looks through the log has left its old
+// place and is not at its new one yet, and is told all the same.
+func TestLatestMovesMeanwhile(t *testing.T) {
+	const (
+		servers = scanChunk + 200
+		leaves  = scanChunk + 100
+	)
+	w := newWorld(t, servers, 64)
+	s := latestOf(t, w, statussync.Filter{Clauses: []statussync.Clause{{Healths: []statussync.Health{statussync.HealthUnhealthy}}}}, 8)
+	w.set(leaves, statussync.StateRunning, statussync.HealthUnhealthy)
+	w.publish()
+	if got := told(s.all(t)); got != fmt.Sprintf("status %s %d@%d, ", serverID(leaves), w.seq, w.seq) {
+		t.Fatalf("got %s", got)
+	}
+	for i := range servers {
+		w.set(i, statussync.StateRunning, statussync.HealthDegraded)
+	}
+	w.publish()
+	head := w.seq
+	for moved := false; ; {
+		evs, more, _, err := s.fillLatest(make([]statussync.Event, 0, 8), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(evs) > 0 {
+			if got := told(evs); !moved || got != fmt.Sprintf("status %s %d@%d, ", serverID(leaves), w.seq, head) {
+				t.Errorf("got %s", got)
+			}
+			break
+		}
+		if !more {
+			t.Fatal("that it has left is not told")
+		}
+		if !moved { // it has looked through the first part
+			w.set(leaves, statussync.StateRunning, statussync.HealthHealthy)
+			w.publish()
+			moved = true
+		}
+	}
+	if got := told(s.all(t)); got != "" {
+		t.Errorf("again: %s", got)
+	}
 }

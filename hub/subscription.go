@@ -3,6 +3,7 @@ package hub
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/agentopia/statussync"
@@ -34,7 +35,12 @@ type subscription struct {
 	items []*serverState       // of snap: those that match and are not told yet
 	page  []statussync.Encoded // read from the store and not considered yet
 	round rounds               // mode latest
-	older *older               // mode latest, while it begins
+	// Mode latest: mark is from where a subscriber can go on that was told what the round has told so far. Where the
+	// filter looks at statuses it stays at the round's beginning: who resumed in the middle could not be told from there
+	// which statuses the rest had before.
+	mark  statussync.Cursor
+	marks bool
+	older *older // mode latest, while it begins
 
 	// These are written by apply under reader.mu, and by the owner under reader.mu.RLock.
 	next    uint64 // indexed: the first entry after pos that may match; 0: none up to the head
@@ -59,7 +65,8 @@ var errClosed = statussync.NewError(statussync.CodeUnavailable, "the subscriptio
 // since is not told any more. A filter's states and healths match when the server had such a status at any time since
 // it was last told, so that none stays on a list that it has left. The events of one Next are in journal order; those of
 // several need not be, so an entry's event has as its cursor the position that is valid after it, which may be before
-// the entry itself: who resumes there may be told some entries again. Nothing is read from the store but at the
+// the entry itself: who resumes there may be told some entries again. It moves on with each Next, but where the filter
+// has states or healths only when everything is told that had changed when the telling began. Nothing is read from the store but at the
 // beginning, for a cursor from before the hub's start; one that is more than RingSize entries before that start gets a
 // resync with reason expired, and so does one that is further back than the removed servers that are remembered (at
 // least 1,024, and as many as there are servers).
@@ -94,6 +101,7 @@ func (h *Hub) Subscribe(ctx context.Context, req statussync.SubscribeRequest) (s
 func (r *reader) subscribe(m *statussync.Matcher, req statussync.SubscribeRequest) (*subscription, error) {
 	s := &subscription{r: r, m: m, want: req, pos: req.Cursor, wake: make(chan struct{}, 1), closed: make(chan struct{})}
 	s.ids, s.indexed = m.ServerIDs()
+	s.marks = !slices.ContainsFunc(req.Filter.Clauses, func(c statussync.Clause) bool { return c.States != nil || c.Healths != nil })
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.stopped {
