@@ -30,6 +30,7 @@ var rooms = map[string][]string{
 	"client":          {"wire"},
 	"prom":            {},
 	"registry":        {},
+	"recur":           {},
 	"fleetsim":        {},
 	"app":             {"*"},
 	"cmd/statussync":  {"app", "client", "wire"},
