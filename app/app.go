@@ -29,6 +29,7 @@ import (
 	"github.com/agentopia/statussync/probe"
 	"github.com/agentopia/statussync/probe/httpprobe"
 	"github.com/agentopia/statussync/prom"
+	"github.com/agentopia/statussync/recur"
 	"github.com/agentopia/statussync/registry"
 	"github.com/agentopia/statussync/sqlite"
 )
@@ -165,7 +166,7 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener, log 
 	})
 	s.hub, err = hub.New(hub.Options{
 		Journal: s.store, Policy: c.Policy(), Requester: requesters{s.probes, s.asker}, Checker: s.probes,
-		Logger: log,
+		Recurrence: recur.Parse, Logger: log,
 	})
 	if err != nil {
 		return nil, err
@@ -206,7 +207,7 @@ func newTokens(c *Config) *httpapi.Tokens {
 
 func (s *service) newAPI(c *Config, tokens *httpapi.Tokens, version string, log *slog.Logger) (*httpapi.API, error) {
 	opts := httpapi.Options{
-		Hub: s.hub, Auth: tokens, Registry: s.registry, Listen: s.listener.Addr().String(), AllowedHosts: c.AllowedHosts, AllowedOrigins: c.AllowedOrigins,
+		Hub: s.hub, Auth: tokens, Registry: s.registry, Maintenance: s.hub, Listen: s.listener.Addr().String(), AllowedHosts: c.AllowedHosts, AllowedOrigins: c.AllowedOrigins,
 		Version: version, Logger: log.With("component", "httpapi"), OpenLoopback: true,
 		ReadyChecks: map[string]func(context.Context) error{"store": s.store.Healthy},
 	}

@@ -99,7 +99,8 @@ type Options struct {
 	BookmarkEvery time.Duration // from one bookmark to the next; default 25 s
 	CommentEvery  time.Duration // SSE's sign of life; default 15 s
 
-	Registry Registry // the managed registry; nil: it is not served
+	Registry    Registry    // the managed registry; nil: it is not served
+	Maintenance Maintenance // maintenance windows; nil: they are not served
 
 	Metrics     http.Handler                               // GET /metrics; nil: not served
 	Root        http.Handler                               // GET of whatever no route serves; nil: "/" says where the API is

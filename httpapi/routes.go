@@ -309,6 +309,9 @@ func (a *API) routes() error {
 	if a.opts.Registry != nil {
 		a.registryRoutes()
 	}
+	if a.opts.Maintenance != nil {
+		a.maintenanceRoutes()
+	}
 
 	register(a, get(wire.BasePath+"/servers/{id}/history", "get-history", "journal", "Entries of one server, newest first"), accessViewer, a.history)
 	register(a, get(wire.BasePath+"/updates", "list-updates", "journal", "The journal, oldest first"), accessViewer, a.updates)

@@ -189,7 +189,7 @@ at --server (STATUSSYNC_SERVER), with the token of --token (STATUSSYNC_TOKEN) wh
 		}
 	}
 	add("run", c.demoCmd(), c.serveCmd(), c.configCmd())
-	add("ask", c.statusCmd(), c.watchCmd(), c.historyCmd(), c.probeCmd(), c.overrideCmd(), c.environmentsCmd(), c.metricsCmd())
+	add("ask", c.statusCmd(), c.watchCmd(), c.historyCmd(), c.probeCmd(), c.overrideCmd(), c.maintenanceCmd(), c.environmentsCmd(), c.metricsCmd())
 	add("define", c.serverCmd(), c.environmentCmd(), c.discoveredCmd(), c.adoptCmd())
 	root.AddCommand(c.versionCmd())
 	c.prepare(root)
