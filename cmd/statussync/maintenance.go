@@ -167,11 +167,15 @@ func (c *cli) window(m *wire.Maintenance) error {
 	if m.DurationSeconds > 0 {
 		lasts = "exactly " + seconds(m.DurationSeconds)
 	}
+	count := fmt.Sprint(m.Servers)
+	if m.Servers == 0 {
+		count = "none yet"
+	}
 	until := ""
 	if !m.Open {
 		until = stampIn(m.NextEnd, m.TimeZone)
 	}
-	return p.facts("selects", selection(m), "servers now", fmt.Sprint(m.Servers), "ends", until, "comes again", again,
+	return p.facts("selects", selection(m), "servers now", count, "ends", until, "comes again", again,
 		"rule", orEmpty(m.RRule), "time zone", orEmpty(m.TimeZone), "lasts", lasts, "note", text(m.Note))
 }
 
