@@ -244,7 +244,8 @@ func (c *cli) maintenanceEndCmd() *cobra.Command {
 		Short: "End a maintenance window and remove it",
 		Long: `Ends a window that is open, and removes it in any case. With --this-time only the occurrence that is running ends, and a
 recurring window goes on with the next one. The token needs the role operator.`,
-		Args: cobra.ExactArgs(1),
+		Example: `  statussync maintenance end 0198a2f0-5c1e-7b7e-9a55-3f0a3d2b6c11 --this-time`,
+		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return c.talk(func(cl *client.Client) error {
 				if err := cl.EndMaintenance(cmd.Context(), args[0], once); err != nil {
