@@ -32,6 +32,7 @@ var rooms = map[string][]string{
 	"prom":            {},
 	"registry":        {},
 	"rollup":          {},
+	"recur":           {},
 	"fleetsim":        {},
 	"app":             {"*"},
 	"cmd/statussync":  {"app", "client", "wire"},
@@ -43,6 +44,7 @@ var rooms = map[string][]string{
 // pureRooms do no I/O and know no clock, goroutine or log: these imports are not for them.
 var pureRooms = map[string][]string{
 	"":       {"net", "net/http", "os", "sync", "log", "log/slog", "database/sql"},
+	"recur":  {"net", "net/http", "os", "sync", "sync/atomic", "log", "log/slog", "database/sql", "context", "crypto/rand", "math/rand"},
 	"engine": {"net", "net/http", "os", "sync", "sync/atomic", "log", "log/slog", "database/sql", "context", "crypto/rand", "math/rand"},
 }
 

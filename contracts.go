@@ -57,7 +57,8 @@ type RecordKind string
 const (
 	RecordServer      RecordKind = "server"      // also kept for removed servers, whose version goes on counting
 	RecordEnvironment RecordKind = "environment" //
-	RecordEngine      RecordKind = "engine"      // ID is empty: windows, learned facts that belong to nobody
+	RecordEngine      RecordKind = "engine"      // ID is empty: learned facts that belong to nobody
+	RecordMaintenance RecordKind = "maintenance" // a window
 	RecordHub         RecordKind = "hub"         // the hub's own notes; the engine never sees them
 )
 

@@ -20,12 +20,15 @@ const (
 	KindEnvironmentBack   Kind = "environment_back"
 	KindSelfDoubt         Kind = "self_doubt" // so much fails at once that it may be us
 	KindToolDrift         Kind = "tool_drift"
+	KindMaintenanceBegin  Kind = "maintenance_begin" // a window opened; ServerIDs lists whom it selects
+	KindMaintenanceEnd    Kind = "maintenance_end"
 )
 
 // Kinds lists every Kind that an entry can have today.
 var Kinds = []Kind{
 	KindStatus, KindServerAdded, KindServerChanged, KindServerRemoved,
 	KindEnvironmentSilent, KindEnvironmentBack, KindSelfDoubt, KindToolDrift,
+	KindMaintenanceBegin, KindMaintenanceEnd,
 }
 
 // EventSource says whose doing an entry is.
@@ -50,7 +53,8 @@ type Entry struct {
 
 	ServerID      string   // empty for entries about an environment or the service
 	EnvironmentID string   // empty where there is none
-	ServerIDs     []string // environment_silent, environment_back, self_doubt: who is meant
+	ServerIDs     []string // environment_silent, environment_back, self_doubt: who is meant; maintenance: the first MaxEntryServers
+	MaintenanceID string   // maintenance_begin, maintenance_end: the window
 	Version       uint64   // of the server's status; status and server_removed take the next one
 
 	// Previous and Current are set for KindStatus; Previous alone for KindServerRemoved. Of a Status an entry keeps
@@ -62,6 +66,9 @@ type Entry struct {
 	// Labels are the server's labels at that time. Filters need them; they are no part of the JSON.
 	Labels map[string]string
 }
+
+// MaxEntryServers bounds the servers that the entry of a maintenance window lists; its details have their number.
+const MaxEntryServers = 1000
 
 // Cursor is the position of e.
 func (e *Entry) Cursor() Cursor { return Cursor{Epoch: e.Epoch, Seq: e.Seq} }
@@ -130,6 +137,10 @@ func (e *Entry) AppendJSON(b []byte) []byte {
 	if e.ServerIDs != nil {
 		b = append(b, `,"server_ids":`...)
 		b = appendStrings(b, e.ServerIDs)
+	}
+	if e.MaintenanceID != "" {
+		b = append(b, `,"maintenance_id":`...)
+		b = AppendJSONString(b, e.MaintenanceID)
 	}
 	if e.Version != 0 {
 		b = append(b, `,"version":`...)
@@ -219,6 +230,7 @@ type entryJSON struct {
 	ServerID      string       `json:"server_id"`
 	EnvironmentID string       `json:"environment_id"`
 	ServerIDs     []string     `json:"server_ids"`
+	MaintenanceID string       `json:"maintenance_id"`
 	Version       uint64       `json:"version"`
 	Previous      *entryStatus `json:"previous_status"`
 	Current       *entryStatus `json:"current_status"`
@@ -258,7 +270,7 @@ func (e *Entry) UnmarshalJSON(b []byte) error {
 	}
 	*e = Entry{
 		Seq: j.Seq, Epoch: j.Epoch, Kind: j.Kind, ServerID: j.ServerID, EnvironmentID: j.EnvironmentID,
-		ServerIDs: j.ServerIDs, Version: j.Version, Previous: j.Previous.status(), Current: j.Current.status(),
+		ServerIDs: j.ServerIDs, MaintenanceID: j.MaintenanceID, Version: j.Version, Previous: j.Previous.status(), Current: j.Current.status(),
 		Timestamp: j.Timestamp, Source: j.Source, Details: j.Details, Changes: j.Changes,
 	}
 	return nil

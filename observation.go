@@ -187,13 +187,16 @@ type OverrideClear struct {
 	Actor    string
 }
 
-// MaintenanceSet opens or replaces a window.
+// MaintenanceSet defines a window, or replaces the one with its id. The window is complete (Maintenance.Complete), and
+// the servers and environments that it names exist.
 type MaintenanceSet struct{ Window Maintenance }
 
-// MaintenanceEnd removes a window.
+// MaintenanceEnd removes a window, and with it ends the occurrence that is running.
 type MaintenanceEnd struct {
 	ID    string
 	Actor string
+	// OccurrenceOnly ends the occurrence that is running, and a recurring window goes on with the next one.
+	OccurrenceOnly bool
 }
 
 func (*AgentReport) observation()    {}

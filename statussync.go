@@ -395,36 +395,3 @@ func (o *Override) Complete(now time.Time) error {
 	}
 	return nil
 }
-
-// Maintenance is a window in which nobody is alerted and nothing is recovered. It selects servers that match any of
-// its selectors; Labels match when all are equal.
-type Maintenance struct {
-	ID             string
-	ServerIDs      []string
-	EnvironmentIDs []string
-	Labels         map[string]string
-	StartsAt       time.Time
-	EndsAt         time.Time
-	Note           string
-	Actor          string
-}
-
-// Covers reports whether the window is open at now for s.
-func (m *Maintenance) Covers(s *Server, now time.Time) bool {
-	return !now.Before(m.StartsAt) && now.Before(m.EndsAt) && m.Selects(s)
-}
-
-// Selects reports whether the window is about s, whatever the time.
-func (m *Maintenance) Selects(s *Server) bool {
-	for _, id := range m.ServerIDs {
-		if id == s.ID {
-			return true
-		}
-	}
-	for _, id := range m.EnvironmentIDs {
-		if id == s.EnvironmentID {
-			return true
-		}
-	}
-	return len(m.Labels) > 0 && hasLabels(s.Labels, m.Labels)
-}

@@ -28,6 +28,7 @@ import (
 	"github.com/agentopia/statussync/probe"
 	"github.com/agentopia/statussync/probe/httpprobe"
 	"github.com/agentopia/statussync/prom"
+	"github.com/agentopia/statussync/recur"
 	"github.com/agentopia/statussync/registry"
 	"github.com/agentopia/statussync/rollup"
 	"github.com/agentopia/statussync/sqlite"
@@ -186,7 +187,7 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener) (s *
 	})
 	s.hub, err = hub.New(hub.Options{
 		Journal: s.store, Policy: c.Policy(), Requester: requesters{s.probes, s.asker}, Checker: s.probes,
-		Logger: log,
+		Recurrence: recur.Parse, Logger: log,
 	})
 	if err != nil {
 		return nil, err
@@ -241,7 +242,7 @@ func (s *service) newAPI(c *Config, version string, log *slog.Logger) (*httpapi.
 		return nil, err
 	}
 	opts := httpapi.Options{
-		Hub: s.hub, Auth: s.tokens, Registry: s.registry, Control: s, Syncer: s, Rollups: s.rollups, Backup: newBackups(c.Data, storeFiles(), version, log), Listen: s.listener.Addr().String(),
+		Hub: s.hub, Auth: s.tokens, Registry: s.registry, Control: s, Syncer: s, Rollups: s.rollups, Maintenance: s.hub, Backup: newBackups(c.Data, storeFiles(), version, log), Listen: s.listener.Addr().String(),
 		OpenLoopback: set.OpenLoopback, LegacyViewer: set.LegacyViewer, AllowedHosts: set.AllowedHosts, AllowedOrigins: set.AllowedOrigins,
 		TrustedProxies: set.TrustedProxies, LoginFailuresPerMinute: set.LoginFailuresPerMinute,
 		Version: version, Logger: log.With("component", "httpapi"),

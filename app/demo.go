@@ -219,7 +219,7 @@ func (d *demoOut) entry(e *statussync.Entry) string {
 	if e.Kind != statussync.KindStatus {
 		who := e.ServerID
 		if who == "" {
-			who = e.EnvironmentID
+			who = e.EnvironmentID + e.MaintenanceID // at most one of them
 		}
 		return fmt.Sprintf("%s   %-18s %s: %s", at, who, d.paint("1", string(e.Kind)), e.Details)
 	}

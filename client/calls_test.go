@@ -52,6 +52,7 @@ func TestCalls(t *testing.T) {
 		Availabilities: []statussync.Availability{"limited"}, EnvironmentIDs: []string{"box 7"},
 		Labels: map[string]string{"team": "core", "a": "b=c"}, Text: "x&y", Limit: 5, Cursor: "n1",
 	}
+	const window = `{"id":"w","server_ids":["a"],"starts_at":"2026-01-02T03:04:06.000Z","ends_at":"2026-01-02T05:04:06.000Z","note":"n","actor":"ops","open":true,"next_end":"2026-01-02T05:04:06.000Z","servers":1}`
 	for _, tc := range []struct {
 		name   string
 		call   func(*Client) (any, error)
@@ -90,6 +91,13 @@ func TestCalls(t *testing.T) {
 			}})
 		}, "GET", "/api/v1/updates?after=e7%3A41&environment_ids=box&healths=healthy&kinds=status&label=k%3Dv&leave=true&limit=9&server_ids=a%2Cb&states=error&type=recovery",
 			"", `{"items":[` + entry + `],"cursor":"e7:42"}`, ""},
+		{"add maintenance", func(c *Client) (any, error) {
+			return c.AddMaintenance(ctx, wire.MaintenanceRequest{ServerIDs: []string{"a"}, Duration: "2h", Note: "n"})
+		}, "POST", "/api/v1/maintenance", `{"server_ids":["a"],"duration":"2h","note":"n"}`, window, ""},
+		{"maintenances", func(c *Client) (any, error) { return c.Maintenances(ctx, 2, "after:v") }, "GET", "/api/v1/maintenance?cursor=after%3Av&limit=2", "", `{"items":[` + window + `],"cursor":"e7:42"}`, ""},
+		{"maintenance", func(c *Client) (any, error) { return c.Maintenance(ctx, "w") }, "GET", "/api/v1/maintenance/w", "", window, ""},
+		{"end maintenance", func(c *Client) (any, error) { return nil, c.EndMaintenance(ctx, "w", false) }, "DELETE", "/api/v1/maintenance/w", "", "null", ""},
+		{"end an occurrence", func(c *Client) (any, error) { return nil, c.EndMaintenance(ctx, "w", true) }, "DELETE", "/api/v1/maintenance/w?occurrence=true", "", "null", ""},
 		{"metrics", func(c *Client) (any, error) { return c.SyncMetrics(ctx) }, "GET", "/api/v1/sync/metrics", "",
 			`{"total_servers":2,"active_servers":1,"error_servers":1,"sync_duration_ms":1.5,"status_changes":9,"subscriptions":1,"cache_hits":3,"cache_misses":1,"cache_hit_rate":0.75}`, ""},
 		{"version", func(c *Client) (any, error) { return c.Version(ctx) }, "GET", "/readyz", "", `{"status":"ready","durable":true,"version":"v1.2"}`, `"v1.2"`},

@@ -169,12 +169,6 @@ func TestBackupUnderLoad(t *testing.T) {
 	s.stop()
 }
 
-func seqOf(cursor string) uint64 {
-	var n uint64
-	fmt.Sscanf(cursor[strings.IndexByte(cursor, ':')+1:], "%d", &n)
-	return n
-}
-
 // filled makes a data directory with a journal of n entries, in which ada has overridden something every now and then.
 func filled(t *testing.T, n int) string {
 	t.Helper()

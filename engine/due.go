@@ -4,21 +4,23 @@ import "time"
 
 type dueKind uint8
 
-// The kinds of deadline, in the order in which equal ones happen: a lost environment falls as one before its servers
-// are looked at one by one.
+// The kinds of deadline, in the order in which equal ones happen: a window marks what falls at the same moment, and a
+// lost environment falls as one before its servers are looked at one by one.
 const (
-	dueEnv dueKind = iota
+	dueWindow dueKind = iota
+	dueEnv
 	dueDoubt
 	dueServer
 )
 
-// dueNode is the one place in the heap that a server, an environment or the doubt has: the nearest of its deadlines.
+// dueNode is the one place in the heap that a window, a server, an environment or the doubt has: the nearest of its deadlines.
 type dueNode struct {
 	at     time.Time
 	kind   dueKind
 	index  int // in the heap; -1: not in it
 	server *server
 	env    *environment
+	window *window
 }
 
 func (n *dueNode) before(o *dueNode) bool {
@@ -29,6 +31,8 @@ func (n *dueNode) before(o *dueNode) bool {
 		return n.kind < o.kind
 	}
 	switch n.kind { // by id, so that equal histories have equal effects
+	case dueWindow:
+		return n.window.def.ID < o.window.def.ID
 	case dueEnv:
 		return n.env.Def.ID < o.env.Def.ID
 	case dueServer:

@@ -54,7 +54,7 @@ type Engine struct {
 	envs     map[string]*environment
 	envOrder []*environment // by id, so that samples are the same for the same history
 	versions versions       // of removed servers
-	windows  map[string]*statussync.Maintenance
+	maintenance
 
 	due     dueHeap
 	doubt   doubt
@@ -83,7 +83,7 @@ func New(p Policy) (*Engine, error) {
 		return nil, err
 	}
 	e := &Engine{
-		p: p, servers: map[string]*server{}, envs: map[string]*environment{}, windows: map[string]*statussync.Maintenance{},
+		p: p, servers: map[string]*server{}, envs: map[string]*environment{}, maintenance: newMaintenance(),
 		unknown: map[string]struct{}{}, dirty: map[*server]struct{}{}, dirtyEnvs: map[*environment]struct{}{},
 		dirtyGone: map[string]uint64{}, dirtyDelete: map[recordKey]struct{}{},
 		touched: map[string]struct{}{}, touchedEnvs: map[string]struct{}{},
@@ -139,6 +139,8 @@ func (e *Engine) Tick(now time.Time, eff *Effects) {
 		at := e.advance(n.at)
 		e.due.remove(n)
 		switch n.kind {
+		case dueWindow:
+			e.windowsDue(n.window, at, eff)
 		case dueEnv:
 			e.evalEnv(n.env, at, eff)
 		case dueDoubt:

@@ -41,7 +41,7 @@ func (e *Engine) Explain(id string, now time.Time) (statussync.Explanation, bool
 	} else {
 		tr.add("5 override", "", "", "", "no override is in force")
 	}
-	if e.inMaintenance(s, now, &nearest{now: now}) {
+	if s.open > 0 {
 		tr.add("6 maintenance", "", "", "", "a window is open: the mark is set, the status is as computed")
 	} else {
 		tr.add("6 maintenance", "", "", "", "no window is open")
@@ -141,9 +141,8 @@ func (e *Engine) explainEvidence(s *server, v *sight, now time.Time, x *statussy
 		}
 		add("override", t, o.SetAt, now.Before(o.ExpiresAt))
 	}
-	for _, w := range e.Maintenances() {
-		if w.Selects(s.Def) {
-			add("maintenance", w.ID+" from "+w.StartsAt.UTC().Format(statussync.TimeFormat)+" to "+w.EndsAt.UTC().Format(statussync.TimeFormat), w.StartsAt, w.Covers(s.Def, now))
-		}
+	for _, w := range e.windowsOf(s.Def) {
+		t := w.def.ID + " from " + w.begin.UTC().Format(statussync.TimeFormat) + " to " + w.end.UTC().Format(statussync.TimeFormat)
+		add("maintenance", t, w.begin, w.open)
 	}
 }

@@ -50,15 +50,23 @@ func FuzzRestore(f *testing.F) {
 	f.Add("s1", []byte(`{"V":1,"Def":{"ID":"s1","EnvironmentID":"e1","Endpoint":"http://a","Probe":{"MaxRetries":-5,"Interval":9223372036854775807,"Timeout":-1}},"Pub":{"State":"odd"},"Memory":{"Probe":{"Verdict":9,"Attempts":1,"FailRun":-3,"Taken":9223372036854775807,"LastAt":"9999-12-31T23:59:59Z"},"Flap":{"On":true}}}`),
 		"e1", []byte(`{"V":1,"Memory":{"Def":{"ID":"e1","AgentURL":"http://b"},"Gaps":[9223372036854775807,-1,0,3],"LastBeat":"0001-01-02T00:00:00Z","AskFails":-1,"Judged":"odd"}}`),
 		[]byte(`{"V":1,"Skipped":9223372036854775807,"Windows":[{"ID":"w","ServerIDs":["s1"],"StartsAt":"9999-01-01T00:00:00Z","EndsAt":"0002-01-01T00:00:00Z"}]}`))
+	f.Add("s1", []byte(nil), "e1", env, []byte(`{"V":1,"ID":"w","ServerIDs":["s1"],"StartsAt":"2026-01-01T00:00:00Z","EndsAt":"2026-01-01T00:05:00Z","RRule":"every 12 minutes","Open":true,"Begin":"0001-01-01T00:00:00Z","End":"9999-01-01T00:00:00Z","Done":"9999-12-31T00:00:00Z"}`))
 	f.Fuzz(func(t *testing.T, id string, server []byte, envID string, env, engine []byte) {
 		e, err := New(DefaultPolicy())
 		if err != nil {
 			t.Fatal(err)
 		}
+		e.SetRecurrence(func(m *statussync.Maintenance) (statussync.Recurrence, error) {
+			if m.StartsAt.Year() < 2025 {
+				return nil, statussync.Invalid("starts_at", "is too far away for a rule that counts in minutes")
+			}
+			return parseEvery12(m)
+		})
 		for _, rec := range []statussync.Record{
 			{Kind: statussync.RecordServer, ID: id, Data: server},
 			{Kind: statussync.RecordEnvironment, ID: envID, Data: env},
 			{Kind: statussync.RecordEngine, Data: engine},
+			{Kind: statussync.RecordMaintenance, ID: "w", Data: engine},
 		} {
 			if err := e.Restore(rec); err != nil && statussync.CodeOf(err) != statussync.CodeInvalid {
 				t.Fatalf("%s: %v", rec.Kind, err)
@@ -102,6 +110,7 @@ func FuzzRestore(f *testing.F) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			again.SetRecurrence(parseEvery12)
 			for _, rec := range recs {
 				if rec.Data == nil {
 					continue

@@ -185,11 +185,22 @@ func (d *dice) roll(now time.Time) (what string, list []action) {
 			State: pick(d, statussync.StateRunning, statussync.StateError, statussync.StateStopped), Actor: "ann", ExpiresAt: now.Add(time.Duration(1+d.n(200)) * 10 * time.Second)}})
 	case 13:
 		if d.n(3) == 0 {
-			return "maintenance ends", one(&statussync.MaintenanceEnd{ID: pick(d, "w0", "w1")})
+			return "maintenance ends", one(&statussync.MaintenanceEnd{ID: pick(d, "w0", "w1", "w2")})
+		}
+		if d.n(4) == 0 {
+			return "occurrence ends", one(&statussync.MaintenanceEnd{ID: pick(d, "w0", "w1", "w2"), OccurrenceOnly: true})
 		}
 		from := now.Add(time.Duration(d.n(10)-3) * time.Minute)
-		return "maintenance", one(&statussync.MaintenanceSet{Window: statussync.Maintenance{ID: pick(d, "w0", "w1"), ServerIDs: []string{d.server()},
-			Labels: map[string]string{"team": "a"}, StartsAt: from, EndsAt: from.Add(time.Duration(1+d.n(10)) * time.Minute)}})
+		m := statussync.Maintenance{ID: pick(d, "w0", "w1", "w2"), StartsAt: from, EndsAt: from.Add(time.Duration(1+d.n(10)) * time.Minute), RRule: pick(d, "", "every 12 minutes")}
+		switch d.n(3) {
+		case 0:
+			m.ServerIDs = []string{d.server(), d.server()}
+		case 1:
+			m.EnvironmentIDs, m.ServerIDs = []string{d.env()}, []string{d.server()}
+		case 2:
+			m.Labels, m.EnvironmentIDs = map[string]string{"team": "a"}, []string{d.env()}
+		}
+		return "maintenance", one(&statussync.MaintenanceSet{Window: m})
 	case 14:
 		p := DefaultPolicy()
 		if d.n(2) == 0 {
@@ -220,6 +231,7 @@ func fuzzStart(d *dice) (*Engine, []action) {
 	if err != nil {
 		panic(err)
 	}
+	e.SetRecurrence(parseEvery12)
 	u := &statussync.RegistryUpdate{Origin: statussync.OriginConfig}
 	for i := range fuzzEnvs {
 		u.Environments = append(u.Environments, fuzzEnvironment(d, fmt.Sprintf("e%d", i)))
@@ -249,11 +261,63 @@ type watched struct {
 	seen    map[string]statussync.Status // with facts, as Touched was last asked
 	store   map[string]statussync.Record
 	entries []*statussync.Entry
-	at      time.Time // of the newest entry
+	at      time.Time       // of the newest entry
+	open    map[string]bool // windows that were told open
 }
 
 func watch(t failer, e *Engine) *watched {
-	return &watched{t: t, e: e, last: map[string]statussync.Status{}, gone: map[string]uint64{}, seen: map[string]statussync.Status{}, store: map[string]statussync.Record{}}
+	return &watched{t: t, e: e, last: map[string]statussync.Status{}, gone: map[string]uint64{}, seen: map[string]statussync.Status{}, store: map[string]statussync.Record{}, open: map[string]bool{}}
+}
+
+// every12 is a rule that is open once in twelve minutes, as long as the template.
+type every12 struct{ m statussync.Maintenance }
+
+func parseEvery12(m *statussync.Maintenance) (statussync.Recurrence, error) {
+	if m.RRule != "every 12 minutes" {
+		return nil, statussync.Invalid("rrule", "is another")
+	}
+	return every12{*m}, nil
+}
+
+func (r every12) Next(after time.Time) (start, end time.Time, ok bool) {
+	start, end = r.m.StartsAt, r.m.EndsAt
+	for !end.After(after) {
+		start, end = start.Add(12*time.Minute), end.Add(12*time.Minute)
+	}
+	return start, end, true
+}
+
+// checkWindows holds marks and entries against what the windows' definitions say.
+func (w *watched) checkWindows() {
+	w.t.Helper()
+	views := w.e.Maintenances()
+	open := map[string]bool{}
+	for _, v := range views {
+		if v.Open {
+			open[v.Window.ID] = true
+		}
+		if once := v.Window.RRule == ""; once && v.Open != (!w.e.now.Before(v.Window.StartsAt) && w.e.now.Before(v.Window.EndsAt)) {
+			w.t.Fatalf("it is %v, and the window is %+v", w.e.now, v)
+		}
+		n := 0
+		for _, s := range w.e.servers {
+			if v.Window.Selects(s.Def) {
+				n++
+			}
+		}
+		if n != v.Servers {
+			w.t.Fatalf("%s selects %d servers, not %d", v.Window.ID, n, v.Servers)
+		}
+	}
+	if !maps.Equal(open, w.open) {
+		w.t.Fatalf("open are %v, and told open were %v", open, w.open)
+	}
+	for id, s := range w.e.servers {
+		want := slices.ContainsFunc(views, func(v statussync.MaintenanceView) bool { return v.Open && v.Window.Selects(s.Def) })
+		if got := s.Pub.Marks.Has(statussync.MarkMaintenance); got != want {
+			w.t.Fatalf("%s: the mark is %v, and should be %v", id, got, want)
+		}
+	}
 }
 
 func (w *watched) do(now time.Time, a action) {
@@ -299,6 +363,17 @@ func (w *watched) check() {
 		}
 		prev, known := w.last[en.ServerID]
 		switch en.Kind {
+		case statussync.KindMaintenanceBegin, statussync.KindMaintenanceEnd:
+			if begins := en.Kind == statussync.KindMaintenanceBegin; w.open[en.MaintenanceID] == begins {
+				w.t.Fatalf("%s of %s twice", en.Kind, en.MaintenanceID)
+			} else if begins {
+				w.open[en.MaintenanceID] = true
+			} else {
+				delete(w.open, en.MaintenanceID)
+			}
+			if en.ServerIDs == nil {
+				w.t.Fatalf("an entry without a list: %+v", en)
+			}
 		case statussync.KindServerAdded:
 			if known {
 				w.t.Fatalf("%s was added twice", en.ServerID)
@@ -343,6 +418,7 @@ func (w *watched) check() {
 			w.t.Fatalf("%s is %+v, but %+v was told", id, got, want)
 		}
 	}
+	w.checkWindows()
 	touched := map[string]bool{}
 	for _, id := range w.e.Touched(nil) {
 		touched[id] = true

@@ -26,6 +26,7 @@ type server struct {
 	replan   bool          // its definition changed: the plan is told again
 	storedAt time.Duration // restored: Engine.skipped when its record was stored
 	recordAt time.Time     // restored: when that was
+	open     int           // windows that select it and are open
 }
 
 // memory is the stored part of a server; fields are exported for encoding/json.

@@ -76,8 +76,9 @@ type storedEnvironment struct {
 
 type storedEngine struct {
 	V       int
-	At      time.Time                `json:",omitzero"`
-	Skipped time.Duration            `json:",omitempty"`
+	At      time.Time     `json:",omitzero"`
+	Skipped time.Duration `json:",omitempty"`
+	// Windows were stored here before each had a record of its own.
 	Windows []statussync.Maintenance `json:",omitempty"`
 }
 
@@ -100,8 +101,10 @@ func (e *Engine) envRecord(env *environment) statussync.Record {
 }
 
 // DirtyFor appends the records of the servers and environments that entries speak of, so that they are stored in the
-// same transaction, and takes them off Dirty's list.
+// same transaction, and those of maintenance windows: a person who set one was told that it is kept. It takes them off
+// Dirty's list.
 func (e *Engine) DirtyFor(entries []*statussync.Entry, buf []statussync.Record) []statussync.Record {
+	buf = e.dirtyWindowRecords(buf)
 	for _, en := range entries {
 		if en.ServerID != "" {
 			if s := e.servers[en.ServerID]; s != nil {
@@ -146,12 +149,18 @@ func (e *Engine) Dirty(buf []statussync.Record, limit int) (out []statussync.Rec
 		delete(e.dirtyDelete, key)
 		buf = append(buf, statussync.Record{Kind: key.kind, ID: key.id})
 	}
+	for len(e.dirtyWindows) > 0 { // before the engine's own record, which may still hold them
+		if !room() {
+			return buf, true
+		}
+		buf = e.nextWindowRecord(buf)
+	}
 	if e.dirtySelf {
 		if !room() {
 			return buf, true
 		}
 		e.dirtySelf = false
-		buf = append(buf, statussync.Record{Kind: statussync.RecordEngine, Data: encode(storedEngine{V: recordVersion, At: e.now, Skipped: e.skipped, Windows: e.Maintenances()})})
+		buf = append(buf, statussync.Record{Kind: statussync.RecordEngine, Data: encode(storedEngine{V: recordVersion, At: e.now, Skipped: e.skipped})})
 	}
 	for id, v := range e.dirtyGone {
 		if !room() {
@@ -244,10 +253,21 @@ func (e *Engine) Restore(r statussync.Record) error {
 		}
 		e.skipped = st.Skipped
 		e.restoredAt = later(e.restoredAt, st.At)
-		for i := range st.Windows {
-			if len(e.windows) < maxWindows && st.Windows[i].ID != "" {
-				e.windows[st.Windows[i].ID] = &st.Windows[i]
-			}
+		e.restoreLegacyWindows(st.Windows)
+	case statussync.RecordMaintenance:
+		var st storedWindow
+		if err := json.Unmarshal(r.Data, &st); err != nil {
+			return bad("cannot be read", err)
+		}
+		if err := version(st.V); err != nil {
+			return err
+		}
+		if st.ID != r.ID || r.ID == "" {
+			return bad("is not the record of that window", nil)
+		}
+		e.restoredAt = later(e.restoredAt, st.At)
+		if err := e.restoreWindow(&st); err != nil {
+			return bad("cannot be understood", err)
 		}
 	default:
 		return bad("is of a kind that this version does not know", nil)
@@ -284,8 +304,10 @@ func (e *Engine) Start(now, alive time.Time, eff *Effects) {
 		e.skipped += gap
 		e.dirtySelf = true
 	}
+	e.startWindows()
 	clear(e.dirty)
 	clear(e.dirtyEnvs)
+	e.windowsPassed(now, eff)
 	e.evalAll(now, eff)
 	for _, s := range e.servers {
 		e.touched[s.Def.ID] = struct{}{}
@@ -326,6 +348,7 @@ func (e *Engine) Gap(now time.Time, d time.Duration, eff *Effects) {
 		e.started = now
 		e.allDirty()
 	}
+	e.windowsPassed(now, eff)
 	e.evalAll(now, eff)
 }
 

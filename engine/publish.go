@@ -1,9 +1,7 @@
 package engine
 
 import (
-	"maps"
 	"math"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -68,7 +66,7 @@ func (e *Engine) eval(s *server, now time.Time, src statussync.EventSource, eff 
 			actor = o.Actor
 		}
 	}
-	if e.inMaintenance(s, now, &due) {
+	if s.open > 0 {
 		marks |= statussync.MarkMaintenance
 	}
 	e.publish(s, shown, marks, now, src, actor, eff)
@@ -260,19 +258,6 @@ func (e *Engine) flap(s *server, raw conclusion, now time.Time, due *nearest) (c
 	return f.Held, statussync.MarkFlapping
 }
 
-func (e *Engine) inMaintenance(s *server, now time.Time, due *nearest) bool {
-	in := false
-	for _, w := range e.windows {
-		if !w.Selects(s.Def) {
-			continue
-		}
-		due.add(w.StartsAt)
-		due.add(w.EndsAt)
-		in = in || w.Covers(s.Def, now)
-	}
-	return in
-}
-
 // pace is how often the server is probed from now on: a function of the computed status, before flapping and override.
 // The first that matches. It reports whether that changed.
 func (e *Engine) pace(s *server, raw conclusion, now time.Time, due *nearest) bool {
@@ -371,76 +356,4 @@ func (e *Engine) overrideClear(now time.Time, o *statussync.OverrideClear, eff *
 		e.touch(s)
 		e.eval(s, now, statussync.SourceManual, eff)
 	}
-}
-
-// maxWindows bounds the maintenance windows that are kept.
-const maxWindows = 10_000
-
-// maintenanceSet opens or replaces a window.
-func (e *Engine) maintenanceSet(now time.Time, o *statussync.MaintenanceSet, eff *Effects) {
-	w := o.Window
-	switch {
-	case w.ID == "":
-		eff.fail(statussync.Invalid("id", "is missing"))
-		return
-	case !w.EndsAt.After(w.StartsAt):
-		eff.fail(statussync.Invalid("ends_at", "must be after starts_at"))
-		return
-	case !w.EndsAt.After(now):
-		eff.fail(statussync.Invalid("ends_at", "lies in the past"))
-		return
-	case len(w.ServerIDs) == 0 && len(w.EnvironmentIDs) == 0 && len(w.Labels) == 0:
-		eff.fail(statussync.Invalid("server_ids", "a window needs servers, environments or labels"))
-		return
-	}
-	maps.DeleteFunc(e.windows, func(id string, old *statussync.Maintenance) bool { return id != w.ID && !old.EndsAt.After(now) })
-	switch {
-	case e.windows[w.ID] == nil && len(e.windows) >= maxWindows:
-		eff.fail(&statussync.Error{Code: statussync.CodeTooLarge, Detail: "there are " + itoa(maxWindows) + " maintenance windows already"})
-		return
-	}
-	old := e.windows[w.ID]
-	e.windows[w.ID] = &w
-	e.dirtySelf = true
-	e.evalSelected(now, statussync.SourceManual, eff, old, &w)
-}
-
-// maintenanceEnd removes a window.
-func (e *Engine) maintenanceEnd(now time.Time, o *statussync.MaintenanceEnd, eff *Effects) {
-	old := e.windows[o.ID]
-	if old == nil {
-		eff.fail(statussync.NotFound("maintenance window", o.ID))
-		return
-	}
-	delete(e.windows, o.ID)
-	e.dirtySelf = true
-	e.evalSelected(now, statussync.SourceManual, eff, old)
-}
-
-func (e *Engine) evalSelected(now time.Time, src statussync.EventSource, eff *Effects, windows ...*statussync.Maintenance) {
-	var hit []*server
-	for _, s := range e.servers {
-		for _, w := range windows {
-			if w != nil && w.Selects(s.Def) {
-				hit = append(hit, s)
-				break
-			}
-		}
-	}
-	slices.SortFunc(hit, func(a, b *server) int { return compare(a.Def.ID, b.Def.ID) })
-	for _, s := range hit {
-		e.eval(s, now, src, eff)
-	}
-}
-
-// Maintenances returns the windows that have not ended, by id.
-func (e *Engine) Maintenances() []statussync.Maintenance {
-	out := make([]statussync.Maintenance, 0, len(e.windows))
-	for _, w := range e.windows {
-		if w.EndsAt.After(e.now) {
-			out = append(out, *w)
-		}
-	}
-	slices.SortFunc(out, func(a, b statussync.Maintenance) int { return compare(a.ID, b.ID) })
-	return out
 }

@@ -169,11 +169,13 @@ func (e *Engine) putServer(now time.Time, def *statussync.Server, eff *Effects) 
 		return
 	}
 	before, old := s.desired(), s.env
+	e.leaveWindows(s)
 	e.unlink(s)
 	if s.Def.EnvironmentID != def.EnvironmentID { // what another host's agent said is not about this one
 		s.Container, s.stopWait = containerEvidence{}, nil
 	}
 	s.Def = def
+	e.joinWindows(s)
 	e.link(s, now)
 	if old != nil && old.implicit && len(old.servers) == 0 {
 		e.removeEnvironment(now, old.Def.ID, eff)
@@ -247,6 +249,7 @@ func normalJSON(v any) any {
 func (e *Engine) addServer(s *server, now time.Time) {
 	s.node = dueNode{kind: dueServer, index: -1, server: s}
 	e.servers[s.Def.ID] = s
+	e.joinWindows(s)
 	e.link(s, now)
 	e.touch(s)
 }
@@ -307,6 +310,7 @@ func (e *Engine) removeServer(now time.Time, id string, origin statussync.Origin
 	}
 	delete(e.doubt.members, s)
 	e.due.remove(&s.node)
+	e.leaveWindows(s)
 	env := s.env
 	e.unlink(s)
 	delete(e.servers, id)

@@ -16,6 +16,7 @@ func restored(t failer, w *watched, p Policy, now, alive time.Time) (*Engine, *E
 	if err != nil {
 		t.Fatalf("%v", err)
 	}
+	e.SetRecurrence(parseEvery12)
 	for _, key := range sortedKeys(w.store) {
 		if err := e.Restore(w.store[key]); err != nil {
 			t.Fatalf("%s: %v", key, err)
@@ -131,7 +132,9 @@ func TestDowntime(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		b := rapid.SliceOfN(rapid.Byte(), 40, 400).Draw(t, "bytes")
 		w := run(t, &dice{b}, nil)
-		clear(w.e.windows) // maintenance and overrides end by the real time
+		for _, v := range w.e.Maintenances() { // maintenance and overrides end by the real time
+			w.do(w.now, observe(&statussync.MaintenanceEnd{ID: v.Window.ID}))
+		}
 		for _, s := range w.e.servers {
 			s.Override = nil
 			w.e.touch(s)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/agentopia/statussync"
 	"github.com/agentopia/statussync/engine"
+	"github.com/agentopia/statussync/recur"
 )
 
 // The scripts in testdata/*.txt pin the rules of docs/domain.md: each line is something that is seen or done, and the
@@ -52,7 +53,9 @@ import (
 //	probe weather ok|alive|fail [cause] [latency=3s] [auth=required] [throttled] [began=9s]
 //	    a failure with refused, timeout, unreachable, reset or dns is one by connection
 //	override weather running degraded for=2h by=ann note="…" · override-clear weather by=ann
-//	maintenance w1 servers=a environments=box-1 labels=k:v from=0s to=1h · maintenance-end w1
+//	maintenance w1 servers=a environments=box-1 labels=k:v from=0s to=1h [note="…"] [by=ann] · maintenance-end w1 [by=ann]
+//	maintenance w2 servers=a from=26h for=4h rrule=FREQ:DAILY;COUNT:3 zone=Europe/Berlin · maintenance-end w2 this-time
+//	    (a rule is written with : for =)
 //
 // # Life of the service
 //
@@ -62,7 +65,7 @@ import (
 //
 // # Questions
 //
-//	explain weather · status weather · agent box-1
+//	explain weather · status weather · agent box-1 · windows
 //	hide plans requests  (from here on, what is not the point is not shown) · show plans requests
 //
 // # What follows
@@ -178,6 +181,7 @@ func (sc *script) start(alive time.Time) {
 		panic(err)
 	}
 	sc.e = e
+	e.SetRecurrence(recur.Parse)
 	for _, k := range slices.Sorted(maps.Keys(sc.store)) {
 		if err := e.Restore(sc.store[k]); err != nil {
 			panic(err)
@@ -367,10 +371,22 @@ func (sc *script) command(cmd string, args []string) error {
 	case "maintenance":
 		sc.see(&statussync.MaintenanceSet{Window: statussync.Maintenance{
 			ID: a.next(), ServerIDs: a.list("servers"), EnvironmentIDs: a.list("environments"), Labels: a.labels("labels"),
-			StartsAt: scriptZero.Add(a.duration("from")), EndsAt: scriptZero.Add(a.duration("to")),
+			StartsAt: scriptZero.Add(a.duration("from")), EndsAt: sc.at(a.duration("to")), Duration: a.duration("for"),
+			RRule: strings.ReplaceAll(a.get("rrule"), ":", "="), TimeZone: a.get("zone"), Note: a.get("note"), Actor: a.get("by"),
 		}})
 	case "maintenance-end":
-		sc.see(&statussync.MaintenanceEnd{ID: a.next()})
+		sc.see(&statussync.MaintenanceEnd{OccurrenceOnly: a.flag("this-time"), Actor: a.get("by"), ID: a.next()})
+	case "windows":
+		for _, v := range sc.e.Maintenances() {
+			t := "window " + v.Window.ID
+			if v.Open {
+				t += " open"
+			}
+			if !v.NextBegin.IsZero() {
+				t += ", begins " + short(v.NextBegin.Sub(scriptZero))
+			}
+			sc.say("%s, ends %s, %d servers", t, short(v.NextEnd.Sub(scriptZero)), v.Servers)
+		}
 	case "advance":
 		d, err := time.ParseDuration(a.next())
 		if err != nil {
@@ -383,7 +399,9 @@ func (sc *script) command(cmd string, args []string) error {
 		sc.now = sc.now.Add(a.duration("down"))
 		sc.start(alive)
 	case "kill":
-		sc.save(func(k statussync.RecordKind) bool { return k == statussync.RecordEngine })
+		sc.save(func(k statussync.RecordKind) bool {
+			return k == statussync.RecordEngine || k == statussync.RecordMaintenance
+		})
 		alive := sc.now
 		sc.now = sc.now.Add(a.duration("down"))
 		sc.start(alive)
@@ -422,6 +440,14 @@ func (sc *script) command(cmd string, args []string) error {
 	return a.done()
 }
 
+// at is a time of the script, and the zero time for 0.
+func (sc *script) at(d time.Duration) time.Time {
+	if d == 0 {
+		return time.Time{}
+	}
+	return scriptZero.Add(d)
+}
+
 func (sc *script) say(format string, args ...any) {
 	sc.out = append(sc.out, short(sc.now.Sub(scriptZero))+" "+fmt.Sprintf(format, args...))
 }
@@ -458,8 +484,8 @@ func (sc *script) flush() {
 			sc.say("%s %s%s (%s) %s", en.Kind, en.ServerID, listed(en.Changes), en.Source, en.Details)
 		default:
 			t := string(en.Kind)
-			if en.EnvironmentID != "" {
-				t += " " + en.EnvironmentID
+			if id := en.EnvironmentID + en.MaintenanceID; id != "" {
+				t += " " + id
 			}
 			sc.say("%s%s (%s) %s", t, listed(en.ServerIDs), en.Source, en.Details)
 		}

@@ -22,7 +22,7 @@ type Role string
 // The roles.
 const (
 	RoleViewer   Role = "viewer"   // read
-	RoleOperator Role = "operator" // probe, override
+	RoleOperator Role = "operator" // probe, override, maintenance
 	RoleAdmin    Role = "admin"    // change the registry, reload
 )
 

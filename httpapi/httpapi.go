@@ -110,12 +110,13 @@ type Options struct {
 	BookmarkEvery time.Duration // from one bookmark to the next; default 25 s
 	CommentEvery  time.Duration // SSE's sign of life; default 15 s
 
-	Registry Registry // the managed registry; nil: it is not served
-	Control  Control  // how the service is operated; nil: that is not served
-	Syncer   Syncer   // reads the registries again; nil: that is not served
-	Rollups  Rollups  // counts of probes, and uptime; nil: they are not served
-	Backup   Backuper // nil: backups are not served
-	Eraser   Eraser   // nil: persons can't be erased by API
+	Registry    Registry    // the managed registry; nil: it is not served
+	Control     Control     // how the service is operated; nil: that is not served
+	Syncer      Syncer      // reads the registries again; nil: that is not served
+	Rollups     Rollups     // counts of probes, and uptime; nil: they are not served
+	Backup      Backuper    // nil: backups are not served
+	Eraser      Eraser      // nil: persons can't be erased by API
+	Maintenance Maintenance // maintenance windows; nil: they are not served
 
 	Metrics     http.Handler                               // GET /metrics; nil: not served
 	Root        http.Handler                               // GET of whatever no route serves; nil: "/" says where the API is

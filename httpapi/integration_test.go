@@ -16,6 +16,7 @@ import (
 
 	"github.com/agentopia/statussync"
 	"github.com/agentopia/statussync/hub"
+	"github.com/agentopia/statussync/recur"
 	"github.com/agentopia/statussync/statussynctest"
 	"github.com/agentopia/statussync/wire"
 )
@@ -34,7 +35,7 @@ func (c *checker) Check(ctx context.Context, id string) (statussync.ProbeResult,
 func whole(t *testing.T, servers int) *service {
 	t.Helper()
 	c := &checker{}
-	h, err := hub.New(hub.Options{Journal: statussynctest.NewJournal(), Checker: c, RingSize: 64})
+	h, err := hub.New(hub.Options{Journal: statussynctest.NewJournal(), Checker: c, RingSize: 64, Recurrence: recur.Parse})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +58,7 @@ func whole(t *testing.T, servers int) *service {
 	if _, err := h.Submit(ctx, reg); err != nil {
 		t.Fatal(err)
 	}
-	a, err := New(Options{Hub: h, Auth: tokens(), CommandsPerSecond: 100_000})
+	a, err := New(Options{Hub: h, Maintenance: h, Auth: tokens(), CommandsPerSecond: 100_000})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -324,6 +324,9 @@ func (a *API) routes() error {
 	if a.opts.Eraser != nil {
 		a.eraseRoutes()
 	}
+	if a.opts.Maintenance != nil {
+		a.maintenanceRoutes()
+	}
 
 	a.operationRoutes()
 

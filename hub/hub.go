@@ -86,6 +86,9 @@ type Options struct {
 	RingSize int
 	// AppendTimeout is how long an append may take before a volatile epoch begins. 0: DefaultAppendTimeout.
 	AppendTimeout time.Duration
+	// Recurrence reads the rules of recurring maintenance windows; recur.Parse does. nil: such windows are refused, and a
+	// journal that holds one can't be restored.
+	Recurrence statussync.RecurrenceParser
 	// MaxSubscriptions bounds the subscriptions that are open. 0: DefaultMaxSubscriptions.
 	MaxSubscriptions int
 }
@@ -202,6 +205,7 @@ func newHub(o Options, clocks func() (mono, wall time.Time)) (*Hub, error) {
 	if err != nil {
 		return nil, fmt.Errorf("hub: policy: %w", err)
 	}
+	eng.SetRecurrence(o.Recurrence)
 	log := o.Logger
 	if log == nil {
 		log = slog.New(slog.NewTextHandler(io.Discard, nil))

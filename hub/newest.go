@@ -7,11 +7,11 @@ import (
 	"github.com/agentopia/statussync"
 )
 
-// minGone is how many removed servers are remembered at least, for subscribers that were not told yet.
+// minGone is how many removed servers, and windows that are not open, are remembered at least, for subscribers that were not told yet.
 const minGone = 1024
 
 // topic is what one entry replaces another of in mode latest: a server's status and its removal are one topic, and so
-// are the silence and the return of an environment; every other kind is a topic of its own for each server.
+// are the silence and the return of an environment, and the begin and the end of a window; every other kind is a topic of its own for each server.
 type topic struct {
 	kind statussync.Kind
 	id   string
@@ -23,6 +23,8 @@ func topicOf(e *statussync.Entry) topic {
 		return topic{statussync.KindStatus, e.ServerID}
 	case statussync.KindEnvironmentSilent, statussync.KindEnvironmentBack:
 		return topic{statussync.KindEnvironmentSilent, e.EnvironmentID}
+	case statussync.KindMaintenanceBegin, statussync.KindMaintenanceEnd:
+		return topic{statussync.KindMaintenanceBegin, e.MaintenanceID}
 	}
 	if e.ServerID != "" {
 		return topic{e.Kind, e.ServerID}
@@ -77,8 +79,8 @@ type newest struct {
 	log    []logged
 	holes  int // places of log whose topic has a newer entry
 	topics map[topic]*merged
-	live   int // servers, and
-	gone   int // those of them that were removed
+	live   int // servers and windows, and
+	gone   int // those of them that were removed, or are not open: the next window has another id
 }
 
 // logged is a place in the log: m is nil where something newer replaced the entry.
@@ -108,7 +110,12 @@ func (n *newest) push(e statussync.Encoded) {
 	n.log = append(n.log, logged{e.Seq, m})
 	if t.kind == statussync.KindStatus {
 		m.note(e.Entry)
-		n.count(m, 1)
+	}
+	n.count(m, 1)
+	if e.Kind == statussync.KindMaintenanceEnd {
+		n.forget()
+	}
+	if t.kind == statussync.KindStatus {
 		if e.Kind == statussync.KindServerRemoved {
 			for _, k := range besides {
 				n.drop(topic{k, e.ServerID})
@@ -121,21 +128,25 @@ func (n *newest) push(e statussync.Encoded) {
 	}
 }
 
+// count counts what can end, as ended or not.
 func (n *newest) count(m *merged, by int) {
-	if m.Kind == statussync.KindServerRemoved {
+	switch {
+	case ended(m.Kind):
 		n.gone += by
-	} else {
+	case m.seen != nil, m.Kind == statussync.KindMaintenanceBegin:
 		n.live += by
 	}
+}
+
+func ended(k statussync.Kind) bool {
+	return k == statussync.KindServerRemoved || k == statussync.KindMaintenanceEnd
 }
 
 // hole takes m's entry out of the log.
 func (n *newest) hole(m *merged) {
 	n.log[m.place].m = nil
 	n.holes++
-	if m.seen != nil {
-		n.count(m, -1)
-	}
+	n.count(m, -1)
 }
 
 // drop ends a topic.
@@ -147,13 +158,13 @@ func (n *newest) drop(t topic) {
 	}
 }
 
-// forget drops the oldest of the servers that are gone, where those are too many. Positions before them have ended.
+// forget drops the oldest of the servers and windows that are gone, where those are too many. Positions before them have ended.
 func (n *newest) forget() {
 	if n.gone <= max(minGone, n.live) {
 		return
 	}
 	for i, left := 0, n.gone/2; i < len(n.log) && left > 0; i++ {
-		if m := n.log[i].m; m != nil && m.Kind == statussync.KindServerRemoved {
+		if m := n.log[i].m; m != nil && ended(m.Kind) {
 			n.floor = max(n.floor, m.Seq)
 			n.drop(topicOf(m.Entry))
 			left--
@@ -195,9 +206,7 @@ func (n *newest) extend(old *newest) {
 			}
 		}
 		n.topics[t] = l.m
-		if l.m.seen != nil {
-			n.count(l.m, 1)
-		}
+		n.count(l.m, 1)
 		log = append(log, l)
 	}
 	n.log, n.floor = append(log, n.log...), old.floor

@@ -29,6 +29,7 @@ type reader struct {
 	slots   []*slot // by id
 	byID    map[string]*slot
 	envs    map[string]*statussync.EnvironmentView
+	windows []statussync.MaintenanceView // by id; replaced, never changed
 	subs    map[*subscription]struct{}
 	index   map[string]map[*subscription]struct{} // those that are restricted to servers
 
@@ -276,6 +277,9 @@ func (r *reader) applyView(p *published) {
 			s.probed = q.Plan.Kind != statussync.ProbeNone && q.Plan.Kind != ""
 			s.interval = q.Plan.Interval
 		}
+	}
+	if p.windows != nil {
+		r.windows = p.windows
 	}
 	for _, u := range p.envs {
 		if u.view == nil {

@@ -73,6 +73,7 @@ type batch struct {
 	entries []statussync.Encoded
 	servers []serverUpdate
 	envs    []environmentUpdate
+	windows []statussync.MaintenanceView // nil: as before
 }
 
 // claim is which of a batch's entries a Submit caused: eff.Entries[from:to].
@@ -101,6 +102,7 @@ type published struct {
 	durable  bool
 	servers  []serverUpdate
 	envs     []environmentUpdate
+	windows  []statussync.MaintenanceView
 	requests []statussync.Request
 	receipts []claim
 	answers  []func()
@@ -413,10 +415,7 @@ func (w *writer) advance() {
 		return
 	}
 	b := w.seal()
-	jb := &statussync.Batch{Entries: b.entries}
-	if len(b.entries) > 0 {
-		jb.Records = w.eng.DirtyFor(b.eff.Entries, nil)
-	}
+	jb := &statussync.Batch{Entries: b.entries, Records: w.eng.DirtyFor(b.eff.Entries, nil)}
 	jb.Records = append(jb.Records, b.notes...)
 	if house {
 		limit := maxBatchRecords
@@ -484,6 +483,9 @@ func (w *writer) seal() *batch {
 			b.envs = append(b.envs, u)
 		}
 	}
+	if w.eng.TouchedMaintenances() || b.started {
+		b.windows = w.eng.Maintenances()
+	}
 	return b
 }
 
@@ -496,7 +498,7 @@ func (w *writer) encode(e *statussync.Entry) statussync.Encoded {
 func (w *writer) publish(b *batch) {
 	p := &published{
 		epoch: w.epoch, base: b.base, entries: b.entries, stored: w.confirmed.Seq, durable: w.durable,
-		servers: b.servers, envs: b.envs, requests: b.eff.Requests, receipts: b.receipts, answers: b.answers,
+		servers: b.servers, envs: b.envs, windows: b.windows, requests: b.eff.Requests, receipts: b.receipts, answers: b.answers,
 	}
 	if b.started {
 		p.started = func() { close(w.h.started) }

@@ -276,11 +276,15 @@ func testRoundTrip(t *testing.T, open OpenJournal) {
 			Seq: 4, Epoch: "e1", Kind: statussync.KindEnvironmentSilent, Timestamp: suiteStart.Add(time.Millisecond),
 			Source: statussync.SourceSystem, EnvironmentID: "box", ServerIDs: []string{"s1", "s2"}, Details: "box is silent",
 		}),
+		encode(&statussync.Entry{
+			Seq: 5, Epoch: "e1", Kind: statussync.KindMaintenanceBegin, Timestamp: suiteStart.Add(time.Millisecond),
+			Source: statussync.SourceManual, ServerIDs: []string{"s1"}, MaintenanceID: "w1", Details: "maintenance began: 1 server",
+		}),
 	}
 	mustAppend(t, j, &statussync.Batch{Entries: in})
 	for i := 0; i < 2; i++ {
 		got := mustRead(t, j, cur("e1", 0), 100)
-		wantSeqs(t, got, seqs(1, 4))
+		wantSeqs(t, got, seqs(1, 5))
 		for k := range in {
 			wantEntry(t, got[k], in[k])
 		}

@@ -129,14 +129,15 @@ func age(at, now time.Time) *float64 {
 
 // Update is an entry of the journal. The service sends the bytes of statussync.Entry.AppendJSON; this type describes
 // and reads them. previous_status and current_status are there for kind status, previous_status alone for
-// server_removed, server_ids for entries about an environment.
+// server_removed, server_ids for entries about an environment or a maintenance window (then at most 1,000).
 type Update struct {
 	Seq            uint64                 `json:"seq" doc:"Position in the journal."`
 	Epoch          statussync.Epoch       `json:"epoch" doc:"Name of the log." example:"e7"`
-	Kind           statussync.Kind        `json:"kind" enum:"status,server_added,server_changed,server_removed,environment_silent,environment_back,self_doubt,tool_drift"`
+	Kind           statussync.Kind        `json:"kind" enum:"status,server_added,server_changed,server_removed,environment_silent,environment_back,self_doubt,tool_drift,maintenance_begin,maintenance_end"`
 	ServerID       string                 `json:"server_id,omitempty"`
 	EnvironmentID  string                 `json:"environment_id,omitempty"`
 	ServerIDs      []string               `json:"server_ids,omitempty"`
+	MaintenanceID  string                 `json:"maintenance_id,omitempty"`
 	Version        uint64                 `json:"version,omitzero"`
 	PreviousStatus *UpdateStatus          `json:"previous_status,omitempty"`
 	CurrentStatus  *UpdateStatus          `json:"current_status,omitempty"`

@@ -178,7 +178,7 @@ func resyncText(r statussync.ResyncReason) string {
 func (w *watcher) entry(e *statussync.Entry) error {
 	id := e.ServerID
 	if id == "" {
-		id = e.EnvironmentID
+		id = e.EnvironmentID + e.MaintenanceID // at most one of them
 	}
 	id = clean(id)
 	w.idWidth = max(w.idWidth, min(width(id), maxIDWidth))
@@ -225,7 +225,7 @@ func kindStyle(k statussync.Kind) style {
 		return red
 	case statussync.KindEnvironmentBack:
 		return green
-	case statussync.KindSelfDoubt:
+	case statussync.KindSelfDoubt, statussync.KindMaintenanceBegin:
 		return yellow
 	}
 	return blue
