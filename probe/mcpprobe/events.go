@@ -43,7 +43,7 @@ func (b budget) Read(p []byte) (int, error) {
 // event, one without data is none.
 type eventReader struct {
 	r     *bufio.Reader
-	limit func() int // of an event's data and of a line, in bytes; asked for each event
+	limit func() int // of an event's data and of a line, in bytes; asked at the beginning of each line
 	skip  bool       // a longer one is passed over; otherwise it is an error
 
 	began, afterCR bool
@@ -54,9 +54,9 @@ type eventReader struct {
 // that is not complete, as the standard says.
 func (e *eventReader) next() (event, error) {
 	var ev event
-	limit := e.limit()
-	hasData, tooLong := false, false
+	limit, hasData, tooLong := 0, false, false
 	e.line = e.line[:0]
+	asked := false
 	for {
 		c, err := e.r.ReadByte()
 		if err != nil {
@@ -66,6 +66,9 @@ func (e *eventReader) next() (event, error) {
 			if e.afterCR = false; c == '\n' {
 				continue
 			}
+		}
+		if !asked { // not earlier: whoever waits for the next line may have come while we waited for it
+			limit, asked = e.limit(), true
 		}
 		if c != '\n' && c != '\r' {
 			if len(e.line) >= limit+16 { // "data: " and the like
@@ -78,7 +81,7 @@ func (e *eventReader) next() (event, error) {
 			e.line = append(e.line, c)
 			continue
 		}
-		e.afterCR = c == '\r'
+		e.afterCR, asked = c == '\r', false
 		line := e.line
 		if !e.began {
 			e.began = true
@@ -89,7 +92,6 @@ func (e *eventReader) next() (event, error) {
 				return ev, nil
 			}
 			ev, hasData, tooLong = event{}, false, false
-			limit = e.limit()
 			continue
 		}
 		name, value, _ := bytes.Cut(line, []byte(":"))

@@ -266,3 +266,14 @@ func rawServer(t testing.TB, handle func(c net.Conn)) string {
 	})
 	return "http://" + l.Addr().String() + "/mcp"
 }
+
+// forgetStreamTried lets the next probe try HTTP+SSE, as after five minutes.
+func (p *Prober) forgetStreamTried() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range p.servers {
+		s.mu.Lock()
+		s.streamTried = time.Time{}
+		s.mu.Unlock()
+	}
+}

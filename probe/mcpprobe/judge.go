@@ -49,6 +49,7 @@ type answer struct {
 	text      string // the beginning of a body without an answer to us, lower case
 	problem   string // why there is no rpc, for people
 	tooLong   bool   // it was longer than it may be
+	told      *handshake
 	session   string // of the session that the answer opens, or ""
 	header    http.Header
 }
@@ -108,7 +109,7 @@ func judge(k kind, inSession bool, a *answer) conclusion {
 		}
 		return c
 	case ok && a.rpc.Error == nil:
-		return judgeResult(k, a.rpc)
+		return judgeResult(k, a)
 	case a.rpc != nil && a.rpc.Error != nil:
 		return judgeError(c, k, inSession, a)
 	}
@@ -156,10 +157,10 @@ func judgeStream(c conclusion, ok bool, a *answer) conclusion {
 	return up(initialize, versionLegacy)
 }
 
-func judgeResult(k kind, m *message) conclusion {
+func judgeResult(k kind, a *answer) conclusion {
 	switch k {
 	case askDiscover:
-		versions := discovered(m.Result).SupportedVersions
+		versions := a.handshake().SupportedVersions
 		v, modern := choose(versions)
 		switch {
 		case modern:
@@ -315,6 +316,15 @@ type handshake struct {
 	Meta              struct {
 		ServerInfo implementation `json:"io.modelcontextprotocol/serverInfo"`
 	} `json:"_meta"`
+}
+
+// handshake reads the result as one, once.
+func (a *answer) handshake() *handshake {
+	if a.told == nil {
+		h := discovered(a.rpc.Result)
+		a.told = &h
+	}
+	return a.told
 }
 
 // discovered reads a handshake; of one that is not as it should be, nothing.

@@ -10,7 +10,8 @@ import (
 )
 
 // Probe asks one server whether it lives (L1); it is a statussync.Prober. It blocks for at most plan.Timeout (10 s where
-// that is zero) and ends early, with the cause "canceled", when ctx does.
+// that is zero) and ends early, with the cause "canceled", when ctx does. The last second (or fifth) of a server that Do
+// was not told of is kept for ending its session.
 //
 // Latency is that of the answer that was concluded from, whole. Auth says what is known of the login: with configured
 // headers ok or failed, without them none or required. Protocol and ServerInfo are what the server told when it was
@@ -229,13 +230,11 @@ func (c *talk) learn(k kind, a *answer, con *conclusion) {
 	}
 	switch k {
 	case askDiscover:
-		h := discovered(a.rpc.Result)
-		s.tell(&h)
+		s.tell(a.handshake())
 		if con.then == conclude {
 			c.p.disposeLocked(s.dropLocked()) // it was of the other era before
-			s.era, s.version = eraModern, con.version
-			if s.version == "" {
-				s.version = versionModern
+			if s.era, s.version = eraModern, con.version; s.version == "" {
+				s.era = eraUnknown // it speaks nothing that we know
 			}
 		}
 	case askPing, askTools:
@@ -299,7 +298,7 @@ func (c *talk) initialize() (*answer, *guard.Failure) {
 		c.p.dispose(opened)
 		return a, nil
 	}
-	h := discovered(a.rpc.Result)
+	h := a.handshake()
 	if validVersion(h.ProtocolVersion) {
 		version = h.ProtocolVersion
 	}
@@ -311,7 +310,7 @@ func (c *talk) initialize() (*answer, *guard.Failure) {
 		return a, nil
 	}
 	s.era, s.version, s.session, s.hello = eraLegacy, version, a.session, true
-	s.tell(&h)
+	s.tell(h)
 	s.mu.Unlock()
 	const initialized = `{"jsonrpc":"2.0","method":"notifications/initialized"}`
 	if st != nil {
@@ -474,6 +473,10 @@ func (c *talk) result(con *conclusion, f *guard.Failure, res *statussync.ProbeRe
 		if s.session == "" {
 			s.hello = false
 		}
+	}
+	if con.outcome == statussync.OutcomeFailure && f == nil && s.sse && s.plan.Transport != statussync.TransportSSE &&
+		(s.stream == nil || s.stream.ended()) {
+		s.stream, s.sse, s.era, s.hello, s.streamTried = nil, false, eraUnknown, false, time.Time{} // that it was HTTP+SSE was found out, and is not so any more
 	}
 	if con.outcome == statussync.OutcomeSuccess {
 		res.Protocol, res.ServerInfo = s.version, s.info

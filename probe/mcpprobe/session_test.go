@@ -267,8 +267,13 @@ func TestErasChange(t *testing.T) {
 			modern(w, c)
 		}},
 	}
-	for _, now := range []string{"legacy", "modern", "legacy", "strict", "real", "strict", "legacy", "real", "modern", "real"} {
+	sse := sdkServer()
+	set["sse"] = mcp.NewSSEHandler(func(*http.Request) *mcp.Server { return sse }, nil)
+	for _, now := range []string{"sse", "legacy", "sse", "modern", "sse", "real", "legacy", "modern", "legacy", "strict", "real", "strict", "legacy", "real", "modern", "real"} {
 		f.set(set[now])
+		closeSessions(sse) // the end of its process
+		await(t, "the stream's end", func() bool { return p.Stats().Streams == 0 })
+		p.forgetStreamTried()
 		var r statussync.ProbeResult
 		for range 2 { // the second is the confirmation that follows a failure
 			r = p.Probe(t.Context(), pl)

@@ -70,6 +70,21 @@ func TestRealSSEServer(t *testing.T) {
 	}
 }
 
+// A list may be longer than what a stream takes while nobody asks.
+func TestLongListOnTheStream(t *testing.T) {
+	s := sdkServer()
+	for i := range 300 {
+		addTool(s, fmt.Sprint("tool", i), strings.Repeat("long ", 200))
+	}
+	p := newProber(t, Options{})
+	pl := known(p, ssePlan(serve(t, mcp.NewSSEHandler(func(*http.Request) *mcp.Server { return s }, nil)).URL))
+	for range 3 {
+		if inv, err := p.Inventory(t.Context(), pl); err != nil || len(inv.Tools) != 301 {
+			t.Fatalf("%d tools, %v", len(inv.Tools), err)
+		}
+	}
+}
+
 func TestDeathOfSSEServer(t *testing.T) {
 	s := sdkServer()
 	srv := serve(t, mcp.NewSSEHandler(func(*http.Request) *mcp.Server { return s }, nil))
