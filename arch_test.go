@@ -25,6 +25,7 @@ var rooms = map[string][]string{
 	"guard":           {},
 	"probe":           {},
 	"probe/httpprobe": {"guard"},
+	"probe/mcpprobe":  {"guard"},
 	"dtma":            {"guard"},
 	"wire":            {},
 	"httpapi":         {"wire", "dtma"},

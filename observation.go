@@ -223,6 +223,7 @@ type ProbePlan struct {
 	ServerID      string
 	EnvironmentID string
 	Kind          ProbeKind     // ProbeNone: not probed any more; the other fields are then zero
+	Transport     Transport     // how an MCP server is spoken to; empty: streamable-http
 	URL           string        // whole URL to ask
 	Interval      time.Duration // until the next probe
 	Timeout       time.Duration // of one probe

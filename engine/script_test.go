@@ -631,6 +631,9 @@ func planText(p *statussync.ProbePlan) string {
 		return "plan " + p.ServerID + " none"
 	}
 	t := fmt.Sprintf("plan %s %s %s every %s%s%s", p.ServerID, p.Kind, p.URL, short(p.Interval), within(p.Timeout), trusted(p.Trusted))
+	if p.Transport != "" && p.Transport != statussync.TransportStreamableHTTP {
+		t += " over " + string(p.Transport)
+	}
 	if p.Expect != "" {
 		t += " expect=" + p.Expect
 	}

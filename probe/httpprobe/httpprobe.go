@@ -10,13 +10,10 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
 	"io"
 	"net/http"
-	"net/http/httptrace"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/agentopia/statussync"
@@ -40,7 +37,6 @@ type Options struct {
 
 const (
 	defaultTimeout = 10 * time.Second // a plan without one: docs/domain.md, probe cadence
-	maxRetryAfter  = time.Hour        // a server cannot silence its probes for longer
 	maxDrain       = time.Second      // spent on reading a body at most
 )
 
@@ -108,25 +104,6 @@ func (p *Prober) Probe(ctx context.Context, plan *statussync.ProbePlan) statussy
 	return res
 }
 
-// attempt is what the trace of one request tells. Its fields are set by other goroutines, also late ones.
-type attempt struct{ resolving, connected, answered atomic.Bool }
-
-func (a *attempt) trace() *httptrace.ClientTrace {
-	return &httptrace.ClientTrace{
-		// A request that meets a dead idle connection starts anew with another one.
-		GetConn:  func(string) { a.connected.Store(false) },
-		DNSStart: func(httptrace.DNSStartInfo) { a.resolving.Store(true) },
-		DNSDone:  func(httptrace.DNSDoneInfo) { a.resolving.Store(false) },
-		ConnectDone: func(_, _ string, err error) {
-			if err == nil {
-				a.connected.Store(true)
-			}
-		},
-		GotConn:              func(httptrace.GotConnInfo) { a.connected.Store(true) },
-		GotFirstResponseByte: func() { a.answered.Store(true) },
-	}
-}
-
 func (p *Prober) probe(parent context.Context, plan *statussync.ProbePlan, res *statussync.ProbeResult) {
 	req, err := p.request(plan)
 	if err != nil {
@@ -140,8 +117,8 @@ func (p *Prober) probe(parent context.Context, plan *statussync.ProbePlan, res *
 	}
 	ctx, cancel := context.WithTimeout(parent, timeout)
 	defer cancel()
-	var a attempt
-	req = req.WithContext(httptrace.WithClientTrace(guard.WithAttempt(ctx), a.trace()))
+	var a guard.Attempt
+	req = req.WithContext(a.Context(ctx))
 
 	transport := p.untrusted.Load()
 	if plan.Trusted {
@@ -149,7 +126,8 @@ func (p *Prober) probe(parent context.Context, plan *statussync.ProbePlan, res *
 	}
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
-		p.noAnswer(parent, ctx, err, &a, timeout, res)
+		f := a.Failure(parent, ctx, err, timeout)
+		res.Outcome, res.Cause, res.Detail, res.ByConnect = statussync.OutcomeFailure, f.Cause, f.Detail, f.ByConnect
 		return
 	}
 	res.Latency = time.Since(res.StartedAt)
@@ -168,63 +146,10 @@ func (p *Prober) request(plan *statussync.ProbePlan) (*http.Request, error) {
 	req := &http.Request{
 		Method: http.MethodGet, URL: u, Host: u.Host, Header: h, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
 	}
-	for k, v := range plan.Headers {
-		if !validHeader(k, v) {
-			// Neither is shown: a header in the wrong place may be the secret itself.
-			return nil, errors.New("a configured header has characters that HTTP does not allow")
-		}
-		if strings.EqualFold(k, "Host") {
-			req.Host = v
-			continue
-		}
-		h.Set(k, v)
+	if err := guard.SetHeaders(req, plan.Headers); err != nil {
+		return nil, err
 	}
 	return req, nil
-}
-
-// validHeader is RFC 9110's token for the name, and no control character in the value.
-func validHeader(name, value string) bool {
-	for i := 0; i < len(name); i++ {
-		if c := name[i]; c <= ' ' || c >= 0x7f || strings.IndexByte(`"(),/:;<=>?@[\]{}`, c) >= 0 {
-			return false
-		}
-	}
-	for i := 0; i < len(value); i++ {
-		if c := value[i]; (c < ' ' && c != '\t') || c == 0x7f {
-			return false
-		}
-	}
-	return name != ""
-}
-
-func (p *Prober) noAnswer(parent, ctx context.Context, err error, a *attempt, timeout time.Duration, res *statussync.ProbeResult) {
-	res.Outcome = statussync.OutcomeFailure
-	res.Cause, res.Detail = guard.CleanError(err)
-	switch {
-	case parent.Err() != nil && errors.Is(parent.Err(), context.Canceled):
-		res.Cause, res.Detail = guard.CauseCanceled, "the probe was given up"
-		return
-	case ctx.Err() != nil && res.Cause != guard.CauseDNS:
-		// Whatever broke when the time was up broke because of that, be it the server or a silent name server.
-		res.Cause = guard.CauseTimeout
-		if a.resolving.Load() {
-			res.Cause, res.Detail = guard.CauseDNS, "the name was not resolved within "+timeout.String()
-		}
-	}
-	connected := a.connected.Load()
-	switch res.Cause {
-	case guard.CauseRefused, guard.CauseUnreachable, guard.CauseDNS:
-		res.ByConnect = true
-	case guard.CauseReset:
-		res.ByConnect = !a.answered.Load()
-	case guard.CauseTimeout:
-		res.ByConnect = !connected
-		if connected {
-			res.Detail = "connected, but no answer within " + timeout.String()
-		} else {
-			res.Detail = "no connection within " + timeout.String()
-		}
-	}
 }
 
 // judge is the table of docs/domain.md, "Probe verdict", for one answer.
@@ -251,46 +176,13 @@ func judge(resp *http.Response, credentials bool, res *statussync.ProbeResult) {
 		}
 	case code == http.StatusTooManyRequests:
 		res.Outcome, res.Throttled = statussync.OutcomeAlive, true
-		res.RetryAfter = retryAfter(resp.Header, time.Now())
+		res.RetryAfter = guard.RetryAfter(resp.Header, time.Now())
 	default:
 		res.Outcome = statussync.OutcomeFailure
 		if code >= 300 && code <= 399 && resp.Header.Get("Location") != "" {
 			res.Detail += " (redirects are not followed)"
 		}
 	}
-}
-
-// retryAfter reads Retry-After (RFC 9110 §10.2.3): seconds, or a date, which is counted from the server's own Date where
-// it gives one, since its clock may be wrong. 0 where it says nothing usable; never more than an hour.
-func retryAfter(h http.Header, now time.Time) time.Duration {
-	v := strings.TrimSpace(h.Get("Retry-After"))
-	if v == "" {
-		return 0
-	}
-	if digits(v) {
-		s, err := strconv.Atoi(v)
-		if err != nil || s > int(maxRetryAfter/time.Second) {
-			return maxRetryAfter
-		}
-		return time.Duration(s) * time.Second
-	}
-	at, err := http.ParseTime(v)
-	if err != nil {
-		return 0
-	}
-	if date, err := http.ParseTime(h.Get("Date")); err == nil {
-		now = date
-	}
-	return min(max(at.Sub(now), 0), maxRetryAfter)
-}
-
-func digits(s string) bool {
-	for i := 0; i < len(s); i++ {
-		if s[i] < '0' || s[i] > '9' {
-			return false
-		}
-	}
-	return true
 }
 
 // drain reads what is left of an answer, so that its connection can be used again, within limits of size and time. A

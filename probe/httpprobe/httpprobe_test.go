@@ -499,27 +499,7 @@ func TestHTTP2(t *testing.T) {
 	}
 }
 
-func TestRetryAfter(t *testing.T) {
-	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
-	at := func(d time.Duration) string { return now.Add(d).Format(http.TimeFormat) }
-	for _, c := range []struct {
-		value, date string
-		want        time.Duration
-	}{
-		{"", "", 0}, {"0", "", 0}, {"120", "", 2 * time.Minute}, {" 5 ", "", 5 * time.Second}, {"3601", "", time.Hour},
-		{"99999999999999999999999", "", time.Hour}, {"-5", "", 0}, {"1.5", "", 0}, {"soon", "", 0},
-		{at(90 * time.Second), "", 90 * time.Second}, {at(-time.Minute), "", 0}, {at(48 * time.Hour), "", time.Hour},
-		// The server's clock is a year behind ours.
-		{at(-365*24*time.Hour + time.Minute), at(-365 * 24 * time.Hour), time.Minute},
-		{at(time.Minute), "nonsense", time.Minute},
-	} {
-		h := http.Header{}
-		h.Set("Retry-After", c.value)
-		h.Set("Date", c.date)
-		if got := retryAfter(h, now); got != c.want {
-			t.Errorf("%q, %q: %s, want %s", c.value, c.date, got, c.want)
-		}
-	}
+func TestThrottled(t *testing.T) {
 	s := serve(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Retry-After", "30")
 		w.WriteHeader(http.StatusTooManyRequests)

@@ -1,0 +1,186 @@
+package mcpprobe
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Tool is one tool as its server lists it. Name is untrusted and cleaned.
+type Tool struct {
+	Name string `json:"name"`
+	// Hash is "sha256:" and the hex digest of the tool's name, description, input and output schema and annotations in
+	// canonical JSON: the order of keys, the spelling of numbers and strings and the order of a schema's "required" make
+	// no difference.
+	Hash string `json:"hash"`
+}
+
+// Drift is how one list of tools differs from another: names, sorted; nil lists where nothing does.
+type Drift struct {
+	Added   []string `json:"added,omitempty"`
+	Removed []string `json:"removed,omitempty"`
+	Changed []string `json:"changed,omitempty"`
+}
+
+// Empty reports whether nothing differs.
+func (d Drift) Empty() bool { return len(d.Added)+len(d.Removed)+len(d.Changed) == 0 }
+
+// Diff compares two lists of tools by name and hash. It is pure; the order of the lists makes no difference. Of a name
+// that is listed more than once all hashes count together.
+func Diff(old, now []Tool) Drift {
+	index := func(tools []Tool) map[string]string {
+		all := make(map[string][]string, len(tools))
+		for _, t := range tools {
+			all[t.Name] = append(all[t.Name], t.Hash)
+		}
+		out := make(map[string]string, len(all))
+		for name, hashes := range all {
+			slices.Sort(hashes)
+			out[name] = strings.Join(hashes, " ")
+		}
+		return out
+	}
+	before, after := index(old), index(now)
+	var d Drift
+	for name, h := range after {
+		if b, ok := before[name]; !ok {
+			d.Added = append(d.Added, name)
+		} else if b != h {
+			d.Changed = append(d.Changed, name)
+		}
+	}
+	for name := range before {
+		if _, ok := after[name]; !ok {
+			d.Removed = append(d.Removed, name)
+		}
+	}
+	slices.Sort(d.Added)
+	slices.Sort(d.Removed)
+	slices.Sort(d.Changed)
+	return d
+}
+
+// HashTools is one hash of a whole list, whatever its order: "sha256:" and a hex digest.
+func HashTools(tools []Tool) string {
+	lines := make([]string, len(tools))
+	for i, t := range tools {
+		lines[i] = strconv.Quote(t.Name) + " " + t.Hash + "\n"
+	}
+	slices.Sort(lines)
+	return digest([]byte(strings.Join(lines, "")))
+}
+
+func digest(data []byte) string {
+	sum := sha256.Sum256(data)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// readTool reads one element of tools/list.
+func readTool(raw json.RawMessage) (Tool, bool) {
+	var t struct {
+		Name         *string         `json:"name"`
+		Description  json.RawMessage `json:"description"`
+		InputSchema  json.RawMessage `json:"inputSchema"`
+		OutputSchema json.RawMessage `json:"outputSchema"`
+		Annotations  json.RawMessage `json:"annotations"`
+	}
+	if json.Unmarshal(raw, &t) != nil || t.Name == nil || *t.Name == "" {
+		return Tool{}, false
+	}
+	var b bytes.Buffer
+	writeString(&b, *t.Name)
+	for _, part := range [...]json.RawMessage{t.Description, t.InputSchema, t.OutputSchema, t.Annotations} {
+		b.WriteByte('\n')
+		if len(part) == 0 || string(part) == "null" {
+			continue
+		}
+		dec := json.NewDecoder(bytes.NewReader(part))
+		dec.UseNumber()
+		var v any
+		if dec.Decode(&v) != nil {
+			return Tool{}, false
+		}
+		writeCanonical(&b, v)
+	}
+	return Tool{Name: clean(*t.Name, maxToolName), Hash: digest(b.Bytes())}, true
+}
+
+// writeCanonical writes a decoded JSON value in one way only, in the manner of RFC 8785. Keys are sorted by their bytes.
+func writeCanonical(b *bytes.Buffer, v any) {
+	switch v := v.(type) {
+	case map[string]any:
+		keys := make([]string, 0, len(v))
+		for k := range v {
+			keys = append(keys, k)
+		}
+		slices.Sort(keys)
+		b.WriteByte('{')
+		for i, k := range keys {
+			if i > 0 {
+				b.WriteByte(',')
+			}
+			writeString(b, k)
+			b.WriteByte(':')
+			if list, ok := v[k].([]any); ok && k == "required" {
+				// A set in JSON Schema, which some servers list in the order of a hash map.
+				writeCanonical(b, sortedStrings(list))
+				continue
+			}
+			writeCanonical(b, v[k])
+		}
+		b.WriteByte('}')
+	case []any:
+		b.WriteByte('[')
+		for i, e := range v {
+			if i > 0 {
+				b.WriteByte(',')
+			}
+			writeCanonical(b, e)
+		}
+		b.WriteByte(']')
+	case json.Number:
+		b.WriteString(number(v))
+	case string:
+		writeString(b, v)
+	case bool:
+		b.WriteString(strconv.FormatBool(v))
+	default:
+		b.WriteString("null")
+	}
+}
+
+func sortedStrings(list []any) []any {
+	for _, e := range list {
+		if _, ok := e.(string); !ok {
+			return list
+		}
+	}
+	out := slices.Clone(list)
+	slices.SortFunc(out, func(a, b any) int { return strings.Compare(a.(string), b.(string)) })
+	return out
+}
+
+// number spells a number in one way: 1, 1.0 and 1e0 are the same. One that a float64 doesn't hold exactly as written
+// keeps its spelling where it is an integer.
+func number(n json.Number) string {
+	if i, err := strconv.ParseInt(string(n), 10, 64); err == nil {
+		return strconv.FormatInt(i, 10)
+	}
+	f, err := strconv.ParseFloat(string(n), 64)
+	if err != nil || !strings.ContainsAny(string(n), ".eE") {
+		return string(n)
+	}
+	if f == float64(int64(f)) && f > -1<<53 && f < 1<<53 {
+		return strconv.FormatInt(int64(f), 10)
+	}
+	return strconv.FormatFloat(f, 'g', -1, 64)
+}
+
+func writeString(b *bytes.Buffer, s string) {
+	enc, _ := json.Marshal(s) // a string: can't fail
+	b.Write(enc)
+}
