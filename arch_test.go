@@ -31,6 +31,7 @@ var rooms = map[string][]string{
 	"prom":            {},
 	"registry":        {},
 	"fleetsim":        {},
+	"mcpconfig":       {},
 	"app":             {"*"},
 	"cmd/statussync":  {"app", "client", "wire"},
 	"statussynctest":  {},
