@@ -32,6 +32,7 @@ var rooms = map[string][]string{
 	"registry":        {},
 	"fleetsim":        {},
 	"mcpconfig":       {},
+	"mcpserver":       {"wire"},
 	"check":           {"mcpconfig"},
 	"app":             {"*"},
 	"cmd/statussync":  {"app", "client", "wire"},
