@@ -35,7 +35,7 @@ var rooms = map[string][]string{
 	"mcpserver":       {"wire"},
 	"check":           {"mcpconfig"},
 	"app":             {"*"},
-	"cmd/statussync":  {"app", "client", "wire"},
+	"cmd/statussync":  {"app", "client", "wire", "check", "mcpconfig", "mcpserver"},
 	"statussynctest":  {},
 	"e2e":             {"*"},
 }

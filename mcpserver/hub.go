@@ -26,9 +26,13 @@ func FromHub(h Hub) Service { return hubService{h} }
 
 type hubService struct{ h Hub }
 
-func (s hubService) Servers(_ context.Context, q statussync.ServerQuery) ([]wire.Server, bool, error) {
+func (s hubService) Servers(_ context.Context, q statussync.ServerQuery, cursor string) (items []wire.Server, next string, err error) {
+	q.After = cursor // the last id of the page before
 	views, more, _ := s.h.Servers(q)
-	return wire.FromServers(views), more, nil
+	if more {
+		next = views[len(views)-1].Server.ID
+	}
+	return wire.FromServers(views), next, nil
 }
 
 func (s hubService) Explain(ctx context.Context, id string) (*wire.Explain, error) {
@@ -96,12 +100,14 @@ func status(v statussync.ServerView, err error) (*wire.Status, error) {
 	return &w, nil
 }
 
-// watched are the entries after which a server's status or being is another.
-var watched = []statussync.Kind{statussync.KindStatus, statussync.KindServerAdded, statussync.KindServerChanged, statussync.KindServerRemoved}
+// Watched returns the kinds of entries after which a server's status or being is another.
+func Watched() []statussync.Kind {
+	return []statussync.Kind{statussync.KindStatus, statussync.KindServerAdded, statussync.KindServerChanged, statussync.KindServerRemoved}
+}
 
 func (s hubService) Watch(ctx context.Context, ids []string, changed func([]string) bool) error {
 	var clause statussync.Clause
-	clause.Kinds, clause.ServerIDs = watched, ids
+	clause.Kinds, clause.ServerIDs = Watched(), ids
 	sub, err := s.h.Subscribe(ctx, statussync.SubscribeRequest{Filter: statussync.Filter{Clauses: []statussync.Clause{clause}}, Mode: statussync.ModeEvery})
 	if err != nil {
 		return err

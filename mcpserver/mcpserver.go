@@ -41,8 +41,9 @@ import (
 // Service is what the tools and resources are made of: the running service, or a client of one. Its methods are safe for
 // concurrent use; their errors are *statussync.Error where a client may see them.
 type Service interface {
-	// Servers returns servers by id in byte order, and whether more follow.
-	Servers(ctx context.Context, q statussync.ServerQuery) (items []wire.Server, more bool, err error)
+	// Servers returns one page of servers by id in byte order, and the cursor of the next; it is empty on the last page,
+	// and for the first. q.After is not used.
+	Servers(ctx context.Context, q statussync.ServerQuery, cursor string) (items []wire.Server, next string, err error)
 	// Explain returns a server's status and how it comes about; CodeNotFound.
 	Explain(ctx context.Context, id string) (*wire.Explain, error)
 	// History returns up to limit entries of one server's last hours, newest first; CodeNotFound.

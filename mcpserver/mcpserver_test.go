@@ -158,13 +158,13 @@ func TestTools(t *testing.T) {
 			if got := names(operator); len(got) != 8 || !slices.Contains(got, "set_override") {
 				t.Errorf("an operator sees %v", got)
 			}
-			if _, m := r.call(viewer, "list_servers", map[string]any{"healths": []string{"Unhealthy"}}); len(m["servers"].([]any)) != 1 || m["more"] != false {
+			if _, m := r.call(viewer, "list_servers", map[string]any{"healths": []string{"Unhealthy"}}); len(m["servers"].([]any)) != 1 || m["next_cursor"] != nil {
 				t.Errorf("%v", m)
 			}
-			if _, m := r.call(viewer, "list_servers", map[string]any{"limit": 2}); len(m["servers"].([]any)) != 2 || m["more"] != true {
+			if _, m := r.call(viewer, "list_servers", map[string]any{"limit": 2}); len(m["servers"].([]any)) != 2 || m["next_cursor"] == nil {
 				t.Errorf("%v", m)
 			}
-			if _, m := r.call(viewer, "list_servers", map[string]any{"after": "b"}); len(m["servers"].([]any)) != 1 {
+			if _, m := r.call(viewer, "list_servers", map[string]any{"cursor": "b"}); len(m["servers"].([]any)) != 1 {
 				t.Errorf("%v", m)
 			}
 			if _, m := r.call(viewer, "get_server_status", map[string]any{"server_id": "a"}); m["state"] != "error" || m["explain"] == nil {

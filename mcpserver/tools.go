@@ -100,12 +100,12 @@ type listInput struct {
 	Labels        map[string]string `json:"labels,omitempty" jsonschema:"every label must have this value"`
 	Text          string            `json:"text,omitempty" jsonschema:"in the id, name, endpoint or container, whatever the case"`
 	Limit         int               `json:"limit,omitempty" jsonschema:"1 to 1000, default 100"`
-	After         string            `json:"after,omitempty" jsonschema:"only ids after this one: the last of the page before"`
+	Cursor        string            `json:"cursor,omitempty" jsonschema:"next_cursor of the page before"`
 }
 
 type listOutput struct {
-	Servers []wire.Server `json:"servers"`
-	More    bool          `json:"more"` // give the last id as after
+	Servers    []wire.Server `json:"servers"`
+	NextCursor string        `json:"next_cursor,omitempty"`
 }
 
 func words[T ~string](in []string, location string, valid func(T) bool, list string) ([]T, error) {
@@ -129,7 +129,7 @@ func healths(in []string, location string) ([]statussync.Health, error) {
 }
 
 func (p *caller) listServers(ctx context.Context, _ *mcp.CallToolRequest, in listInput) (any, error) {
-	q := statussync.ServerQuery{Labels: in.Labels, Text: in.Text, After: in.After, Limit: in.Limit}
+	q := statussync.ServerQuery{Labels: in.Labels, Text: in.Text, Limit: in.Limit}
 	var err error
 	if q.States, err = states(in.States, "states"); err != nil {
 		return nil, err
@@ -146,11 +146,11 @@ func (p *caller) listServers(ctx context.Context, _ *mcp.CallToolRequest, in lis
 	case q.Limit < 1 || q.Limit > maxLimit:
 		return nil, statussync.Invalid("limit", "must be between 1 and 1000")
 	}
-	items, more, err := p.s.opts.Service.Servers(ctx, q)
+	items, next, err := p.s.opts.Service.Servers(ctx, q, in.Cursor)
 	if err != nil {
 		return nil, err
 	}
-	return listOutput{items, more}, nil
+	return listOutput{items, next}, nil
 }
 
 type idInput struct {
@@ -220,9 +220,9 @@ func (p *caller) fleetSummary(ctx context.Context, _ *mcp.CallToolRequest, _ str
 func (p *caller) summary(ctx context.Context) (*Summary, error) {
 	sum := &Summary{States: map[string]int{}, Healths: map[string]int{}, Unwell: []Unwell{}, At: wire.Time{Time: time.Now()}}
 	var unhealthy, degraded []Unwell
-	q := statussync.ServerQuery{Limit: maxLimit}
+	cursor := ""
 	for {
-		items, more, err := p.s.opts.Service.Servers(ctx, q)
+		items, next, err := p.s.opts.Service.Servers(ctx, statussync.ServerQuery{Limit: maxLimit}, cursor)
 		if err != nil {
 			return nil, err
 		}
@@ -242,10 +242,10 @@ func (p *caller) summary(ctx context.Context) (*Summary, error) {
 				sum.Unlisted++
 			}
 		}
-		if !more || len(items) == 0 {
+		if next == "" || next == cursor {
 			break
 		}
-		q.After = items[len(items)-1].ID
+		cursor = next
 	}
 	all := append(unhealthy, degraded...)
 	if n := len(all) - maxUnwell; n > 0 {

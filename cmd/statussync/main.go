@@ -26,7 +26,7 @@ func main() {
 		stop() // a second signal ends the process at once
 	}()
 	os.Exit(run(ctx, os.Args[1:], system{
-		stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv, now: time.Now, version: buildVersion(),
+		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv, now: time.Now, version: buildVersion(),
 		terminal: isatty.IsTerminal(os.Stdout.Fd()), command: os.Args[0],
 	}))
 }

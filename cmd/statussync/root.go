@@ -26,6 +26,7 @@ const (
 
 // system is what a command may touch of the machine it runs on.
 type system struct {
+	stdin          io.ReadCloser
 	stdout, stderr io.Writer
 	getenv         func(string) string
 	now            func() time.Time
@@ -189,7 +190,7 @@ at --server (STATUSSYNC_SERVER), with the token of --token (STATUSSYNC_TOKEN) wh
 		}
 	}
 	add("run", c.demoCmd(), c.serveCmd(), c.configCmd())
-	add("ask", c.statusCmd(), c.watchCmd(), c.historyCmd(), c.probeCmd(), c.overrideCmd(), c.environmentsCmd(), c.metricsCmd())
+	add("ask", c.statusCmd(), c.watchCmd(), c.historyCmd(), c.probeCmd(), c.overrideCmd(), c.environmentsCmd(), c.metricsCmd(), c.mcpCmd())
 	add("define", c.serverCmd(), c.environmentCmd(), c.discoveredCmd(), c.adoptCmd())
 	root.AddCommand(c.versionCmd())
 	c.prepare(root)
