@@ -33,7 +33,7 @@ var rooms = map[string][]string{
 	"fleetsim":        {},
 	"mcpconfig":       {},
 	"mcpserver":       {"wire"},
-	"check":           {"mcpconfig"},
+	"check":           {"mcpconfig", "guard", "probe/mcpprobe"},
 	"app":             {"*"},
 	"cmd/statussync":  {"app", "client", "wire", "check", "mcpconfig", "mcpserver"},
 	"statussynctest":  {},

@@ -189,7 +189,7 @@ at --server (STATUSSYNC_SERVER), with the token of --token (STATUSSYNC_TOKEN) wh
 			root.AddCommand(cmd)
 		}
 	}
-	add("run", c.demoCmd(), c.serveCmd(), c.configCmd())
+	add("run", c.demoCmd(), c.serveCmd(), c.checkCmd(), c.configCmd())
 	add("ask", c.statusCmd(), c.watchCmd(), c.historyCmd(), c.probeCmd(), c.overrideCmd(), c.environmentsCmd(), c.metricsCmd(), c.mcpCmd())
 	add("define", c.serverCmd(), c.environmentCmd(), c.discoveredCmd(), c.adoptCmd())
 	root.AddCommand(c.versionCmd())
