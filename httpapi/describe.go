@@ -65,6 +65,7 @@ func (a *API) rawRoutes(registry huma.Registry) {
 		Responses: map[string]*huma.Response{"200": text("Events without end", "text/event-stream")},
 	}, accessViewer, a.stream)
 
+	a.mcpRoutes()
 	if a.opts.Metrics != nil {
 		a.raw(huma.Operation{
 			Method: http.MethodGet, Path: "/metrics", OperationID: "metrics", Tags: []string{"service"}, Summary: "Numbers for Prometheus",

@@ -118,6 +118,8 @@ type Options struct {
 	Eraser      Eraser      // nil: persons can't be erased by API
 	Maintenance Maintenance // maintenance windows; nil: they are not served
 
+	MCP http.Handler // serves /mcp to who may read; CredentialOf says who it is. nil: not served
+
 	Metrics     http.Handler                               // GET /metrics; nil: not served
 	Root        http.Handler                               // GET of whatever no route serves; nil: "/" says where the API is
 	ReadyChecks map[string]func(ctx context.Context) error // an error makes /readyz say degraded; each may take 2 s

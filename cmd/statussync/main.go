@@ -15,19 +15,24 @@ import (
 	"time"
 
 	"github.com/mattn/go-isatty"
+
+	"github.com/agentopia/statussync/check"
 )
 
 // version is set by the linker: -ldflags "-X main.version=v1.2.3". Empty: what the Go toolchain recorded.
 var version string
 
 func main() {
+	if len(os.Args) > 2 && os.Args[1] == guardArg {
+		os.Exit(check.Guard(os.Args[2:]))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	go func() {
 		<-ctx.Done()
 		stop() // a second signal ends the process at once
 	}()
 	os.Exit(run(ctx, os.Args[1:], system{
-		stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv, now: time.Now, version: buildVersion(),
+		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv, now: time.Now, version: buildVersion(),
 		terminal: isatty.IsTerminal(os.Stdout.Fd()), command: os.Args[0],
 	}))
 }

@@ -26,6 +26,7 @@ const (
 
 // system is what a command may touch of the machine it runs on.
 type system struct {
+	stdin          io.ReadCloser
 	stdout, stderr io.Writer
 	getenv         func(string) string
 	now            func() time.Time
@@ -203,8 +204,8 @@ Exit codes: 0 fine, 1 not healthy or failed, 2 wrong usage or configuration, 3 t
 			root.AddCommand(cmd)
 		}
 	}
-	add("run", c.demoCmd(), c.serveCmd(), c.configCmd())
-	add("ask", c.statusCmd(), c.watchCmd(), c.historyCmd(), c.uptimeCmd(), c.incidentsCmd(), c.probeCmd(), c.probesCmd(), c.overrideCmd(), c.maintenanceCmd(), c.environmentsCmd(), c.metricsCmd(), c.whoamiCmd(), c.healthcheckCmd())
+	add("run", c.demoCmd(), c.serveCmd(), c.checkCmd(), c.configCmd())
+	add("ask", c.statusCmd(), c.watchCmd(), c.historyCmd(), c.uptimeCmd(), c.incidentsCmd(), c.probeCmd(), c.probesCmd(), c.overrideCmd(), c.maintenanceCmd(), c.environmentsCmd(), c.metricsCmd(), c.whoamiCmd(), c.healthcheckCmd(), c.mcpCmd())
 	add("define", c.serverCmd(), c.environmentCmd(), c.discoveredCmd(), c.adoptCmd())
 	add("operate", c.reloadCmd(), c.restartCmd(), c.probingCmd(), c.syncCmd())
 	add("keep", c.backupCmd(), c.restoreCmd(), c.exportCmd(), c.eraseCmd())
