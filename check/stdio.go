@@ -181,7 +181,7 @@ func (p *process) said() string {
 	best := ""
 	for i := len(lines) - 1; i >= 0; i-- {
 		s := statussync.CleanText(string(bytes.TrimSpace(lines[i])), 200)
-		if s == "" || strings.HasPrefix(s, "at ") || strings.HasPrefix(s, "Node.js v") || s == "}" {
+		if s == "" || strings.Contains(s, "complete log of this run") || strings.HasPrefix(s, "at ") || strings.HasPrefix(s, "Node.js v") || s == "}" {
 			continue
 		}
 		if best == "" {
