@@ -24,7 +24,7 @@ import (
 // exportPage is how many entries are asked for at once: as many as the service gives.
 const exportPage = 1000
 
-// exportSlack is how far the search for --from goes back behind it: after a crash the service's time may repeat the
+// exportSlack is how far the search for --from goes back behind it, and the reading on behind --to: after a crash the service's time may repeat the
 // seconds since it was last stored (10, docs/domain.md), and nothing must be missed for that.
 const exportSlack = time.Minute
 
@@ -172,8 +172,10 @@ func export(ctx context.Context, cl *client.Client, q exportQuery, w exporter) (
 		if err != nil {
 			return n, end, err
 		}
+		past := false
 		for _, raw := range page.Items {
-			ok, err := q.wants(raw, at, end)
+			var ok bool
+			ok, past, err = q.wants(raw, at, end)
 			if err == nil && ok {
 				err = w.entry(raw)
 				n++
@@ -182,7 +184,7 @@ func export(ctx context.Context, cl *client.Client, q exportQuery, w exporter) (
 				return n, end, err
 			}
 		}
-		if page.NextCursor == "" || at.Seq >= end.Seq {
+		if page.NextCursor == "" || at.Seq >= end.Seq || past {
 			return n, end, w.flush()
 		}
 		if at == after {
@@ -200,19 +202,20 @@ func unfinished(n int, err error) error {
 	return err
 }
 
-// wants reports whether an entry of a page that ends at at belongs to the export.
-func (q *exportQuery) wants(raw []byte, at, end statussync.Cursor) (bool, error) {
+// wants reports whether an entry of a page that ends at at belongs to the export, and whether none after it can.
+func (q *exportQuery) wants(raw []byte, at, end statussync.Cursor) (ok, past bool, err error) {
 	if q.from.IsZero() && q.to.IsZero() && at.Seq <= end.Seq {
-		return true, nil
+		return true, false, nil
 	}
 	var e struct {
 		Seq       uint64    `json:"seq"`
 		Timestamp time.Time `json:"timestamp"`
 	}
 	if err := json.Unmarshal(raw, &e); err != nil {
-		return false, fmt.Errorf("the service sent an entry that cannot be read: %w", err)
+		return false, false, fmt.Errorf("the service sent an entry that cannot be read: %w", err)
 	}
-	return e.Seq <= end.Seq && (q.from.IsZero() || !e.Timestamp.Before(q.from)) && (q.to.IsZero() || e.Timestamp.Before(q.to)), nil
+	past = !q.to.IsZero() && e.Timestamp.After(q.to.Add(exportSlack))
+	return e.Seq <= end.Seq && (q.from.IsZero() || !e.Timestamp.Before(q.from)) && (q.to.IsZero() || e.Timestamp.Before(q.to)), past, nil
 }
 
 // position finds a position before the first entry that is not older than from. The journal is in the order of time.

@@ -117,6 +117,10 @@ func TestExportNDJSON(t *testing.T) {
 	}
 	do(j.lines(0, 20))
 	do(j.lines(5, 9), "--from", "2026-03-01T12:05:00Z", "--to", "2026-03-01T12:09:00Z")
+	do(j.lines(2, 4), "--from", "2026-03-01T12:02:00Z", "--to", "2026-03-01T12:04:00Z")
+	if j.pages > 9 { // 20 entries are 7 pages of 3, and the search takes as many
+		t.Errorf("%d requests for 2 of 20 entries", j.pages)
+	}
 	do(j.lines(17, 20), "--from", "2026-03-01T12:16:30Z")
 	if j.pages > 12 {
 		t.Errorf("%d requests for the last 3 of 20 entries", j.pages)
