@@ -101,8 +101,11 @@ func TestBasePath(t *testing.T) {
 		t.Error("without a base path the description names servers")
 	}
 	docs := string(s.do(t, "", "GET "+base+"/docs", "").body)
-	if !strings.Contains(docs, base+"/api/v1/servers") || strings.Contains(docs, `href="/`) {
-		t.Errorf("the page's paths or links are wrong")
+	if !strings.Contains(docs, `src="docs/docs.js"`) || strings.Contains(docs, `="/`) {
+		t.Errorf("the page's links are not relative: %s", docs)
+	}
+	if asset := s.do(t, "", "GET "+base+"/docs/docs.js", ""); asset.status != 200 {
+		t.Errorf("the page's script: %d", asset.status)
 	}
 	if landing := string(s.do(t, "", "GET "+base+"/", "").body); !strings.Contains(landing, base+"/api/v1") || !strings.Contains(landing, base+"/docs") {
 		t.Error(landing)

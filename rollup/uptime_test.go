@@ -298,6 +298,9 @@ func uptimeScript(t *testing.T, dir string, steps []int) {
 			// Where there is none it is refused, and changes nothing.
 			_, _ = r.hub.Submit(context.Background(), &statussync.OverrideClear{ServerID: id, Actor: "t"})
 		case what == 9:
+			if !here[id] {
+				break // a window for nobody is refused
+			}
 			window++
 			now := time.Now()
 			r.submit(&statussync.MaintenanceSet{Window: statussync.Maintenance{
