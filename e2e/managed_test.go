@@ -273,6 +273,10 @@ func TestManagedFleet(t *testing.T) {
 	for _, k := range keepers {
 		k.endsWith(t, 60*time.Second, truth)
 	}
+	// Definitions are large, and everybody may have had to begin afresh at once.
+	if most := s.rssKiB("VmHWM"); most > 1<<20 && !raceEnabled || most > 3<<20 {
+		t.Errorf("the service grew to %d MiB", most>>10)
+	}
 	s.stop()
 }
 
