@@ -10,9 +10,12 @@ import (
 )
 
 const (
-	snapshotPage = 500  // servers in one snapshot event
-	scanChunk    = 1024 // ring entries looked at under one hold of the lock
-	replayPage   = 256  // entries read from the store at once
+	snapshotPage = 500 // servers in one snapshot event
+	// snapshotBytes is about how large the JSON of one snapshot event may be, unless one server alone is larger:
+	// everybody who is told one holds it at the same time where all begin afresh, and clients have limits too.
+	snapshotBytes = 256 << 10
+	scanChunk     = 1024 // ring entries looked at under one hold of the lock
+	replayPage    = 256  // entries read from the store at once
 )
 
 // subscription is a position in the log and a filter. It has no queue and no goroutine: whoever calls Next does the
@@ -318,7 +321,11 @@ func (s *subscription) fill(ctx context.Context, buf []statussync.Event, start i
 // page.
 func (s *subscription) fillSnapshot(buf []statussync.Event) []statussync.Event {
 	if s.items != nil {
-		n := min(len(s.items), snapshotPage)
+		n, size := 0, 0
+		for n < min(len(s.items), snapshotPage) && size < snapshotBytes {
+			size += sizeOf(s.items[n].server)
+			n++
+		}
 		ev := statussync.Event{Type: statussync.EventSnapshot, Items: make([]statussync.ServerView, n), More: n < len(s.items)}
 		for i, it := range s.items[:n] {
 			ev.Items[i] = statussync.ServerView{Server: it.server, Status: it.status, Probing: it.probing, Now: s.r.now()}
@@ -335,6 +342,36 @@ func (s *subscription) fillSnapshot(buf []statussync.Event) []statussync.Event {
 		s.snap = nil
 	}
 	return buf
+}
+
+// sizeOf is about how many bytes of JSON a server with its status is.
+func sizeOf(s *statussync.Server) int {
+	n := 400 + len(s.ID) + len(s.Name) + len(s.Container) + len(s.Owner) + len(s.Endpoint) + len(s.Type) + len(s.Probe.URL)
+	for k, v := range s.Labels {
+		n += len(k) + len(v) + 6
+	}
+	for k, v := range s.Capabilities {
+		n += len(k) + 4 + sizeOfValue(v)
+	}
+	return n
+}
+
+func sizeOfValue(v any) (n int) {
+	switch v := v.(type) {
+	case string:
+		return len(v) + 2
+	case []any:
+		for _, v := range v {
+			n += 1 + sizeOfValue(v)
+		}
+		return n + 2
+	case map[string]any:
+		for k, v := range v {
+			n += len(k) + 4 + sizeOfValue(v)
+		}
+		return n + 2
+	}
+	return 8
 }
 
 // fillLive considers the next piece of the log. more: there is more to consider. With mayWait, a subscription that has

@@ -2,8 +2,10 @@ package hub
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -187,6 +189,62 @@ func TestSnapshotPages(t *testing.T) {
 	if got, want := brief(all), fmt.Sprintf("subscribed@%[1]d snapshot:500+ snapshot:500+ snapshot:201 snapshot_end@%[1]d entry:%[2]d entry:%[3]d",
 		all[0].Cursor.Seq, all[0].Cursor.Seq+1, all[0].Cursor.Seq+2); got != want {
 		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+// TestSnapshotBytes: a page of a snapshot is bounded by its size, too, so that neither a client's limit nor our memory
+// is at the mercy of how large definitions are.
+func TestSnapshotBytes(t *testing.T) {
+	r := start(t, nil, Options{})
+	u := registry(40)
+	text := strings.Repeat("x", 200)
+	for i := range u.Servers {
+		s := &u.Servers[i]
+		if i == 30 { // larger than a page, alone
+			s.Capabilities = map[string]any{"all": []any{strings.Repeat(text, 2000)}}
+			continue
+		}
+		s.Labels = map[string]string{}
+		for n := range 100 {
+			s.Labels[fmt.Sprintf("%d-%s", n, text)] = text
+		}
+	}
+	if _, err := r.Submit(t.Context(), u); err != nil {
+		t.Fatal(err)
+	}
+	sub, err := r.Subscribe(t.Context(), statussync.SubscribeRequest{Snapshot: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sub.Close()
+	seen, pages := map[string]bool{}, 0
+	for ended := false; !ended; {
+		evs, err := sub.Next(t.Context(), make([]statussync.Event, 0, 8))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range evs {
+			ended = ended || e.Type == statussync.EventSnapshotEnd
+			if e.Type != statussync.EventSnapshot {
+				continue
+			}
+			pages++
+			size, last := 0, 0
+			for _, it := range e.Items {
+				seen[it.Server.ID] = true
+				b, err := json.Marshal(it.Server)
+				if err != nil {
+					t.Fatal(err)
+				}
+				size, last = size+len(b), len(b)
+			}
+			if size-last > 256<<10 {
+				t.Errorf("page %d has %d servers of %d bytes", pages, len(e.Items), size)
+			}
+		}
+	}
+	if len(seen) != 40 || pages < 5 {
+		t.Errorf("%d servers in %d pages", len(seen), pages)
 	}
 }
 
