@@ -105,7 +105,7 @@ func (s *service) rollupSamples(head uint64) []prom.Sample {
 		return prom.Sample{Name: name, Help: help, Counter: counter, Value: v}
 	}
 	out := []prom.Sample{
-		number("rollup_minutes_stored_total", "Minutes of probes stored.", true, float64(r.Minutes)),
+		number("rollup_rows_stored_total", "Counts of one server and minute that were stored.", true, float64(r.Minutes)),
 		number("rollup_flush_failures_total", "Tries to store probes that failed.", true, float64(r.FlushFailures)),
 		number("rollup_probes_dropped_total", "Probes that were counted and could not be stored.", true, float64(r.Dropped)),
 		number("rollup_waiting", "Counts of one server and minute that are not stored yet.", false, float64(r.Waiting)),

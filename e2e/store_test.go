@@ -392,7 +392,7 @@ func TestStoreTaken(t *testing.T) {
 	s.stop()
 
 	// Garbage instead of a store: a clear error, and the file is not touched.
-	files, _ := filepath.Glob(filepath.Join(s.data, "*.db"))
+	files, _ := filepath.Glob(filepath.Join(s.data, "statussync.db"))
 	if len(files) == 0 {
 		files, _ = filepath.Glob(filepath.Join(s.data, "*.sqlite*"))
 	}
