@@ -102,21 +102,25 @@ func Rewrite(ctx context.Context, o Options, keep bool, why string, f func(*Rewr
 	if err != nil || !keep {
 		return copies, explain(path, "rewriting", err)
 	}
-	for _, c := range copies {
-		if err := os.Remove(filepath.Join(o.Dir, c)); err != nil {
-			return copies, statussync.NewError(statussync.CodeUnavailable, "a copy of the store cannot be removed", err)
-		}
-	}
-	return copies, nil
+	return copies, removeCopies(o.Dir, copies)
 }
 
-// copiesOf lists the copies of the store that migrations made beside it.
+func removeCopies(dir string, copies []string) error {
+	for _, c := range copies {
+		if err := os.Remove(filepath.Join(dir, c)); err != nil {
+			return statussync.NewError(statussync.CodeUnavailable, "a copy of the store cannot be removed", err)
+		}
+	}
+	return nil
+}
+
+// copiesOf lists the copies of a store's file that migrations made beside it.
 func copiesOf(path string) ([]string, error) {
 	entries, err := os.ReadDir(filepath.Dir(path))
 	var out []string
 	for _, e := range entries {
 		n := e.Name()
-		if strings.HasPrefix(n, fileName+".v") && (strings.HasSuffix(n, ".bak") || strings.HasSuffix(n, ".bak.part")) {
+		if strings.HasPrefix(n, filepath.Base(path)+".v") && (strings.HasSuffix(n, ".bak") || strings.HasSuffix(n, ".bak.part")) {
 			out = append(out, n)
 		}
 	}
