@@ -394,7 +394,9 @@ func (s *service) shutdown(core *part, others []*part, again bool) error {
 		hubLimit, storeLimit = stopAgain, func() time.Duration { return stopAgain }
 	}
 	var errs []error
-	if !again {
+	if again {
+		s.notifier.restarting()
+	} else {
 		s.notifier.stopping()
 	}
 	s.api.Drain()

@@ -76,14 +76,20 @@ func (b *backups) Backup(ctx context.Context) (_ httpapi.Backup, err error) {
 	if !b.busy.CompareAndSwap(false, true) {
 		return nil, statussync.NewError(statussync.CodeConflict, "another backup is being taken; try again when it is done", nil)
 	}
-	s := &snapshot{b: b, dir: filepath.Join(b.dir, backupFolder)}
+	s := &snapshot{b: b}
 	defer func() {
 		if err != nil {
 			s.Close()
 		}
 	}()
 	begun := time.Now()
-	if err := os.Mkdir(s.dir, 0o700); err != nil {
+	// A folder of its own: after a restart the last service's backup may still be on its way out.
+	all := filepath.Join(b.dir, backupFolder)
+	err = os.MkdirAll(all, 0o700)
+	if err == nil {
+		s.dir, err = os.MkdirTemp(all, "")
+	}
+	if err != nil {
 		return nil, statussync.NewError(statussync.CodeUnavailable, "the snapshot cannot be written", err)
 	}
 	s.m = backup.Manifest{FormatVersion: backup.FormatVersion, CreatedAt: begun.UTC().Truncate(time.Millisecond), ServiceVersion: b.version}
@@ -162,9 +168,12 @@ func (s *snapshot) WriteTo(w io.Writer) (int64, error) {
 
 // Close implements httpapi.Backup.
 func (s *snapshot) Close() error {
-	err := os.RemoveAll(s.dir)
-	if err != nil {
-		s.b.log.Error("the snapshot of a backup cannot be removed", "error", err)
+	var err error
+	if s.dir != "" {
+		if err = os.RemoveAll(s.dir); err != nil {
+			s.b.log.Error("the snapshot of a backup cannot be removed", "error", err)
+		}
+		_ = os.Remove(filepath.Join(s.b.dir, backupFolder)) // where it is empty
 	}
 	s.b.busy.Store(false)
 	return err

@@ -336,6 +336,24 @@ func TestOneBackupAtATime(t *testing.T) {
 	if err := two.Close(); err != nil {
 		t.Error(err)
 	}
+	// After a restart the service before may still be reading from its own, and close it late.
+	late, err := b.Backup(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	next := newBackups(dir, files, "v", quiet())
+	three, err := next.Backup(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = late.Close()
+	buf.Reset()
+	if _, err := three.WriteTo(&buf); err != nil {
+		t.Error(err)
+	}
+	if err := three.Close(); err != nil {
+		t.Error(err)
+	}
 	// One that fails gives the place free.
 	missing := newBackups(dir, append(files, storeFile{name: "gone.db", required: true}), "v", quiet())
 	for range 2 {
