@@ -314,7 +314,8 @@ func (h *History) deleteMinutes(ctx context.Context, hour int64) error {
 	if err != nil {
 		return err
 	}
-	if hour > unixHour(m.MinutesFrom) && !m.HoursTo.IsZero() {
+	ahead := m.MinutesFrom.After(h.f.opts.Now()) // the clock was; until it is there again no minute would be taken
+	if (hour > unixHour(m.MinutesFrom) || ahead) && !m.HoursTo.IsZero() {
 		// First of all it is noted: an hour is never made again from a part of its minutes.
 		err := h.write(ctx, "deleting old minutes", func(w *writer) error { return w.setMeta(metaMinutesFrom, hour*60) })
 		if err != nil {
