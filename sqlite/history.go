@@ -50,7 +50,6 @@ type HistoryOptions struct {
 type History struct {
 	// f is the part of a Store that handles a file: turn, writer, log, size. It has no journal.
 	f      *Store
-	log    *slog.Logger
 	nums   map[string]int64 // ids of servers that are numbered; of whoever has the turn
 	pruned time.Time        // when spans were last looked through; Run's
 	dead   atomic.Uint64
@@ -79,7 +78,7 @@ func OpenHistory(ctx context.Context, o HistoryOptions) (*History, error) {
 		return nil, err
 	}
 	s := &Store{opts: so, log: so.Logger, path: filepath.Join(so.Dir, HistoryFileName), turn: make(chan struct{}, 1), closing: make(chan struct{})}
-	h := &History{f: s, log: so.Logger, nums: map[string]int64{}}
+	h := &History{f: s, nums: map[string]int64{}}
 	if err := h.open(ctx); err != nil {
 		s.release()
 		return nil, explain(s.path, "opening", err)
@@ -211,7 +210,7 @@ func (h *History) Run(ctx context.Context) error {
 	t := time.NewTicker(historyHouseEvery)
 	defer t.Stop()
 	for {
-		if err := h.keepHouse(ctx); errors.Is(err, errClosed) {
+		if err := h.f.keepHouse(ctx, h.retain, "the history cannot be kept within its bounds"); errors.Is(err, errClosed) {
 			return err
 		}
 		select {
@@ -220,30 +219,6 @@ func (h *History) Run(ctx context.Context) error {
 		case <-t.C:
 		}
 	}
-}
-
-func (h *History) keepHouse(ctx context.Context) error {
-	s := h.f
-	err := s.checkpoint(ctx)
-	if err == nil {
-		err = h.retain(ctx)
-	}
-	if err == nil {
-		err = s.shrink(ctx)
-	}
-	if ctx.Err() != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case err == nil:
-		s.lastFail = ""
-	case err.Error() != s.lastFail:
-		s.lastFail = err.Error()
-		h.log.Error("the history cannot be kept within its bounds", "error", err)
-	}
-	return err
 }
 
 // retain deletes what is too old, and then, while there is too much, what is oldest.

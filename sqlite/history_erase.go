@@ -7,8 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-
-	"github.com/agentopia/statussync"
 )
 
 // HistoryErasure says what a history is to forget.
@@ -43,52 +41,8 @@ func EraseHistory(ctx context.Context, o HistoryOptions, e HistoryErasure) (out 
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		return out, nil
 	}
-	if err := prepareFile(path); err != nil {
-		return out, err
-	}
-	if err := migrate(ctx, path, so.migrations, so.Logger); err != nil {
-		return out, explain(path, "rewriting", err)
-	}
-	w, err := openWriter(path, so)
-	if err != nil {
-		return out, explain(path, "rewriting", err)
-	}
-	defer w.close()
-	if out.Copies, err = copiesOf(path); err != nil {
-		return out, statussync.NewError(statussync.CodeUnavailable, "the data directory cannot be read", err)
-	}
-	err = func() error {
-		if err := w.exec(`PRAGMA synchronous = FULL`); err != nil {
-			return err
-		}
-		pages, err := w.number(`PRAGMA page_count`)
-		if err != nil {
-			return err
-		}
-		if e.Keep {
-			if err := Room(so.Dir, 2*pages*pageSize); err != nil {
-				return err
-			}
-		}
-		if err := w.exec(`BEGIN IMMEDIATE`); err != nil {
-			return err
-		}
-		err = eraseHistory(ctx, w, &e, &out)
-		if err == nil && e.Keep {
-			err = errors.Join(w.setMeta(metaScrub, int64(1)), ctx.Err())
-		}
-		if err != nil || !e.Keep {
-			return errors.Join(err, w.exec(`ROLLBACK`))
-		}
-		if err := w.exec(`COMMIT`); err != nil {
-			return err
-		}
-		return scrub(w)
-	}()
-	if err != nil || !e.Keep {
-		return out, explain(path, "rewriting", err)
-	}
-	return out, removeCopies(so.Dir, out.Copies)
+	out.Copies, err = rewriteFile(ctx, path, so, e.Keep, func(w *writer) error { return eraseHistory(ctx, w, &e, &out) })
+	return out, err
 }
 
 func eraseHistory(ctx context.Context, w *writer, e *HistoryErasure, out *ErasedHistory) error {

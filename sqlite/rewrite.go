@@ -50,6 +50,17 @@ func Rewrite(ctx context.Context, o Options, keep bool, why string, f func(*Rewr
 		return nil, err
 	}
 	defer func() { _ = lock.Close() }()
+	return rewriteFile(ctx, path, o, keep, func(w *writer) error {
+		r := &Rewriting{ctx: ctx, w: w, path: path}
+		if err := f(r); err != nil || r.n == 0 {
+			return err
+		}
+		return w.setMeta(metaNewEpoch, why)
+	})
+}
+
+// rewriteFile is Rewrite for one file of a directory whose lock the caller has.
+func rewriteFile(ctx context.Context, path string, o Options, keep bool, f func(*writer) error) (copies []string, err error) {
 	if err := prepareFile(path); err != nil {
 		return nil, err
 	}
@@ -80,15 +91,10 @@ func Rewrite(ctx context.Context, o Options, keep bool, why string, f func(*Rewr
 		if err := w.exec(`BEGIN IMMEDIATE`); err != nil {
 			return err
 		}
-		r := &Rewriting{ctx: ctx, w: w, path: path}
-		if err := f(r); err != nil || !keep {
+		if err := f(w); err != nil || !keep {
 			return errors.Join(err, w.exec(`ROLLBACK`))
 		}
-		set := []any{metaScrub, int64(1)}
-		if r.n > 0 {
-			set = append(set, metaNewEpoch, why)
-		}
-		if err := w.setMeta(set...); err != nil {
+		if err := w.setMeta(metaScrub, int64(1)); err != nil {
 			return err
 		}
 		if err := ctx.Err(); err != nil {
@@ -102,16 +108,12 @@ func Rewrite(ctx context.Context, o Options, keep bool, why string, f func(*Rewr
 	if err != nil || !keep {
 		return copies, explain(path, "rewriting", err)
 	}
-	return copies, removeCopies(o.Dir, copies)
-}
-
-func removeCopies(dir string, copies []string) error {
 	for _, c := range copies {
-		if err := os.Remove(filepath.Join(dir, c)); err != nil {
-			return statussync.NewError(statussync.CodeUnavailable, "a copy of the store cannot be removed", err)
+		if err := os.Remove(filepath.Join(o.Dir, c)); err != nil {
+			return copies, statussync.NewError(statussync.CodeUnavailable, "a copy of the store cannot be removed", err)
 		}
 	}
-	return nil
+	return copies, nil
 }
 
 // copiesOf lists the copies of a store's file that migrations made beside it.
