@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -31,7 +30,11 @@ type storeFile struct {
 // write-ahead log. Whoever adds one adds it here, and so to backups and restores.
 func storeFiles() []storeFile {
 	return []storeFile{
-		{name: sqlite.FileName, required: true, check: checkStore},
+		{name: sqlite.FileName, required: true, check: func(ctx context.Context, path string) error {
+			_, err := sqlite.Check(ctx, path)
+			return err
+		}},
+		{name: sqlite.HistoryFileName, check: sqlite.CheckHistory},
 	}
 }
 
@@ -73,14 +76,20 @@ func (b *backups) Backup(ctx context.Context) (_ httpapi.Backup, err error) {
 	if !b.busy.CompareAndSwap(false, true) {
 		return nil, statussync.NewError(statussync.CodeConflict, "another backup is being taken; try again when it is done", nil)
 	}
-	s := &snapshot{b: b, dir: filepath.Join(b.dir, backupFolder)}
+	s := &snapshot{b: b}
 	defer func() {
 		if err != nil {
 			s.Close()
 		}
 	}()
 	begun := time.Now()
-	if err := os.Mkdir(s.dir, 0o700); err != nil {
+	// A folder of its own: after a restart the last service's backup may still be on its way out.
+	all := filepath.Join(b.dir, backupFolder)
+	err = os.MkdirAll(all, 0o700)
+	if err == nil {
+		s.dir, err = os.MkdirTemp(all, "")
+	}
+	if err != nil {
 		return nil, statussync.NewError(statussync.CodeUnavailable, "the snapshot cannot be written", err)
 	}
 	s.m = backup.Manifest{FormatVersion: backup.FormatVersion, CreatedAt: begun.UTC().Truncate(time.Millisecond), ServiceVersion: b.version}
@@ -159,9 +168,12 @@ func (s *snapshot) WriteTo(w io.Writer) (int64, error) {
 
 // Close implements httpapi.Backup.
 func (s *snapshot) Close() error {
-	err := os.RemoveAll(s.dir)
-	if err != nil {
-		s.b.log.Error("the snapshot of a backup cannot be removed", "error", err)
+	var err error
+	if s.dir != "" {
+		if err = os.RemoveAll(s.dir); err != nil {
+			s.b.log.Error("the snapshot of a backup cannot be removed", "error", err)
+		}
+		_ = os.Remove(filepath.Join(s.b.dir, backupFolder)) // where it is empty
 	}
 	s.b.busy.Store(false)
 	return err
@@ -176,11 +188,4 @@ func (c *counting) Write(p []byte) (int, error) {
 	n, err := c.w.Write(p)
 	c.n += int64(n)
 	return n, err
-}
-
-func checkStore(ctx context.Context, path string) error {
-	if _, err := sqlite.Check(ctx, path); err != nil {
-		return fmt.Errorf("the %s of the backup: %w", filepath.Base(path), err)
-	}
-	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strconv"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -63,7 +64,11 @@ func (s *service) statusLine() string {
 // listen is no reason to stop.
 func (n *notifier) Run(ctx context.Context) error {
 	last := n.status()
-	n.tell(daemon.SdNotifyReady + "\nSTATUS=" + last)
+	ready := daemon.SdNotifyReady + "\nSTATUS=" + last
+	if n.watchdog > 0 { // a restart has set another time
+		ready += watchdogTime(n.watchdog)
+	}
+	n.tell(ready)
 	every := statusEvery
 	if n.watchdog > 0 {
 		every = n.watchdog / 2
@@ -97,6 +102,27 @@ func (n *notifier) Run(ctx context.Context) error {
 			n.tell("STATUS=" + now)
 		}
 	}
+}
+
+// restartWithin is how long a restart may take before the service manager takes it for stuck: hub and store have 20 s each
+// to stop, and opening a large store, or migrating it, takes its time. It is the unit's TimeoutStartSec.
+const restartWithin = 2 * time.Minute
+
+// watchdogTime is the line that makes d the watchdog's time from now on.
+func watchdogTime(d time.Duration) string {
+	return "\nWATCHDOG_USEC=" + strconv.FormatInt(d.Microseconds(), 10)
+}
+
+// restarting tells that no sign of life comes before the next service runs. A nil notifier has nobody to tell.
+func (n *notifier) restarting() {
+	if n == nil {
+		return
+	}
+	state := "STATUS=restarting"
+	if n.watchdog > 0 {
+		state += watchdogTime(max(n.watchdog, restartWithin))
+	}
+	n.tell(state)
 }
 
 // stopping tells that the service stops. A nil notifier has nobody to tell.

@@ -51,12 +51,14 @@ func TestNotifier(t *testing.T) {
 		if err := <-ended; err != nil {
 			t.Error(err)
 		}
+		n.restarting() // which may take longer than the watchdog waits; READY=1 sets its time again
 		n.stopping()
 		want := []said{
-			{0, "READY=1\nSTATUS=well"},
+			{0, "READY=1\nSTATUS=well\nWATCHDOG_USEC=20000000"},
 			{10 * time.Second, "WATCHDOG=1"}, {20 * time.Second, "WATCHDOG=1"},
 			{39 * time.Second, "STATUS=the hub does not answer"},
 			{50 * time.Second, "WATCHDOG=1"}, {50 * time.Second, "STATUS=well"},
+			{55 * time.Second, "STATUS=restarting\nWATCHDOG_USEC=120000000"},
 			{55 * time.Second, "STOPPING=1\nSTATUS=stopping"},
 		}
 		if d := cmp.Diff(want, got); d != "" {
@@ -86,7 +88,12 @@ func TestNotifierWithoutWatchdog(t *testing.T) {
 		if d := cmp.Diff([]string{"READY=1\nSTATUS=1 server", "STATUS=2 servers"}, got); d != "" {
 			t.Error(d)
 		}
+		n.restarting()
+		if last := got[len(got)-1]; last != "STATUS=restarting" {
+			t.Errorf("%q", last)
+		}
 		(*notifier)(nil).stopping()
+		(*notifier)(nil).restarting()
 	})
 }
 

@@ -366,10 +366,7 @@ func statusOf(v statussync.ServerView, err error) (*body[wire.Status], error) {
 }
 
 func (a *API) listServers(ctx context.Context, in *serversInput) (*body[wire.Page[wire.Server]], error) {
-	q, err := serverQuery(queryIn(ctx), in.Q, in.Limit, in.Cursor)
-	if err == nil {
-		err = a.limitsOf(requestIn(ctx).cred).checkList("query.environment_ids", len(q.EnvironmentIDs))
-	}
+	q, err := a.serverQuery(ctx, in.Q, in.Limit, in.Cursor)
 	if err != nil {
 		return nil, err
 	}
@@ -381,8 +378,9 @@ func (a *API) listServers(ctx context.Context, in *serversInput) (*body[wire.Pag
 	return &body[wire.Page[wire.Server]]{out}, nil
 }
 
-// serverQuery reads the parameters that select servers.
-func serverQuery(p url.Values, text string, limit int, cursor string) (statussync.ServerQuery, error) {
+// serverQuery reads the parameters that select servers, within what the credential may give.
+func (a *API) serverQuery(ctx context.Context, text string, limit int, cursor string) (statussync.ServerQuery, error) {
+	p := queryIn(ctx)
 	q := statussync.ServerQuery{
 		States: listParam[statussync.State](p, "states"), Healths: listParam[statussync.Health](p, "healths"),
 		Availabilities: listParam[statussync.Availability](p, "availability"),
@@ -396,6 +394,9 @@ func serverQuery(p url.Values, text string, limit int, cursor string) (statussyn
 		return q, err
 	}
 	if err := checkWords("availability", q.Availabilities, availabilities()); err != nil {
+		return q, err
+	}
+	if err := a.limitsOf(requestIn(ctx).cred).checkList("query.environment_ids", len(q.EnvironmentIDs)); err != nil {
 		return q, err
 	}
 	var err error

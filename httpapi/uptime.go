@@ -116,7 +116,7 @@ func (a *API) listUptime(ctx context.Context, in *uptimeListInput) (*body[wire.U
 	if err != nil {
 		return nil, err
 	}
-	q, err := serverQuery(queryIn(ctx), in.Q, in.Limit, in.Cursor)
+	q, err := a.serverQuery(ctx, in.Q, in.Limit, in.Cursor)
 	if err != nil {
 		return nil, err
 	}

@@ -117,3 +117,30 @@ func TestRememberWithoutAStore(t *testing.T) {
 		}
 	})
 }
+
+// Of two notes that are made while the store fails the later one is stored, also where an append with the first was under
+// way when the second was made, and failed.
+func TestRememberTwiceWithoutAStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := start(t, nil, Options{})
+		r.define(1)
+		r.j.Fail(errDisk)
+		if err := r.Remember(r.ctx(), "x", []byte("one")); err != nil {
+			t.Fatal(err)
+		}
+		entered, release := r.j.Hang()
+		<-entered
+		if err := r.Remember(r.ctx(), "x", []byte("two")); err != nil {
+			t.Fatal(err)
+		}
+		release(false)
+		time.Sleep(2 * retryMax)
+		if !r.Ready().Durable {
+			t.Fatal("the store is not back")
+		}
+		r = start(t, r.crash(), Options{})
+		if got := string(r.Remembered("x")); got != "two" {
+			t.Errorf("remembered %q", got)
+		}
+	})
+}

@@ -242,7 +242,14 @@ func (w *writer) resume() {
 // recovered is told how an append of a recovery ended.
 func (w *writer) recovered(f *flight, err error) {
 	if err != nil {
+		var newer []statussync.Record // made while this append was under way; the engine's own are dirty again instead
+		for _, r := range w.pending {
+			if r.Kind == statussync.RecordHub {
+				newer = append(newer, r)
+			}
+		}
 		w.stash(f.batch.Records)
+		w.stash(newer)
 		if statussync.CodeOf(err) == statussync.CodeConflict {
 			// The store is not where we left it: somebody else wrote to it, or put an older one in its place. What was told
 			// can't be continued there.

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -450,4 +451,53 @@ func BenchmarkQuery(b *testing.B) {
 		b.Fatal(err)
 	}
 	b.ReportMetric(float64(fi.Size())/float64(48*60*len(rows)), "bytes/row")
+}
+
+// TestClockAhead: after the wall clock was days ahead for a while, probes are counted again soon, and not only when it is
+// there once more.
+func TestClockAhead(t *testing.T) {
+	c := &clock{t: day}
+	h := openStore(t, t.TempDir(), c.now)
+	s := newService(t, h, c.now)
+	probe := func() {
+		t.Helper()
+		s.probes.add(&statussync.ProbeResult{ServerID: "a", Outcome: statussync.OutcomeSuccess, Latency: time.Millisecond}, minuteOf(c.now()))
+		c.set(c.now().Add(time.Minute))
+		if err := s.flush(t.Context(), false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// keepHouse is one round of the store's.
+	keepHouse := func(done func(statussync.ProbeMarks) bool) {
+		t.Helper()
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- h.Run(ctx) }()
+		for {
+			m, err := h.Marks(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if done(m) {
+				break
+			}
+			runtime.Gosched()
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+	probe()
+	c.set(day.Add(5 * 24 * time.Hour))
+	probe()
+	keepHouse(func(m statussync.ProbeMarks) bool { return m.MinutesFrom.After(day) })
+	back := day.Add(10 * time.Minute)
+	c.set(back)
+	keepHouse(func(m statussync.ProbeMarks) bool { return !m.MinutesFrom.After(back) })
+	probe()
+	r, err := s.Probes(t.Context(), "a", time.Hour, 0)
+	if n := len(r.Steps); err != nil || n == 0 || !r.Steps[n-1].Start.Equal(back) || s.Stats().Dropped != 0 {
+		t.Errorf("%+v, %v; %d dropped", r.Steps, err, s.Stats().Dropped)
+	}
 }

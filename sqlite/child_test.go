@@ -54,7 +54,7 @@ func childAppend(dir string) error {
 	}
 	go func() {
 		for {
-			if err := s.keepHouse(ctx); err != nil {
+			if err := s.keepHouse(ctx, s.retain, ""); err != nil {
 				fmt.Fprintln(os.Stderr, "child:", err)
 			}
 			pause(ctx, 5*time.Millisecond)

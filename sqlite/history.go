@@ -50,27 +50,35 @@ type HistoryOptions struct {
 type History struct {
 	// f is the part of a Store that handles a file: turn, writer, log, size. It has no journal.
 	f      *Store
-	log    *slog.Logger
 	nums   map[string]int64 // ids of servers that are numbered; of whoever has the turn
 	pruned time.Time        // when spans were last looked through; Run's
 	dead   atomic.Uint64
 }
 
-// OpenHistory opens the history in o.Dir, or makes a new one, and migrates an older file like Open.
-func OpenHistory(ctx context.Context, o HistoryOptions) (*History, error) {
+// complete returns what the parts of a Store that a History uses need.
+func (o HistoryOptions) complete() (Options, error) {
 	so, err := Options{Dir: o.Dir, MaxBytes: o.MaxBytes, Logger: o.Logger, Now: o.Now}.complete()
+	if err != nil {
+		return so, err
+	}
 	if o.MaxBytes == 0 {
 		so.MaxBytes = DefaultHistoryMaxBytes
 	}
+	so.Retention = statussync.KeepSpans
+	so.migrations, err = historyFS()
+	return so, err
+}
+
+func historyFS() (fs.FS, error) { return fs.Sub(historyMigrations, "migrations_history") }
+
+// OpenHistory opens the history in o.Dir, or makes a new one, and migrates an older file like Open.
+func OpenHistory(ctx context.Context, o HistoryOptions) (*History, error) {
+	so, err := o.complete()
 	if err != nil {
 		return nil, err
 	}
-	so.Retention = statussync.KeepSpans
-	if so.migrations, err = fs.Sub(historyMigrations, "migrations_history"); err != nil {
-		return nil, err
-	}
 	s := &Store{opts: so, log: so.Logger, path: filepath.Join(so.Dir, HistoryFileName), turn: make(chan struct{}, 1), closing: make(chan struct{})}
-	h := &History{f: s, log: so.Logger, nums: map[string]int64{}}
+	h := &History{f: s, nums: map[string]int64{}}
 	if err := h.open(ctx); err != nil {
 		s.release()
 		return nil, explain(s.path, "opening", err)
@@ -90,6 +98,9 @@ func (h *History) open(ctx context.Context) (err error) {
 		return err
 	}
 	if s.w, err = openWriter(s.path, s.opts); err != nil {
+		return err
+	}
+	if err := s.finishScrub(); err != nil {
 		return err
 	}
 	if s.reads, err = sql.Open("sqlite", dsn(s.path, "query_only(1)", "cache_size(-8000)")); err != nil {
@@ -199,7 +210,7 @@ func (h *History) Run(ctx context.Context) error {
 	t := time.NewTicker(historyHouseEvery)
 	defer t.Stop()
 	for {
-		if err := h.keepHouse(ctx); errors.Is(err, errClosed) {
+		if err := h.f.keepHouse(ctx, h.retain, "the history cannot be kept within its bounds"); errors.Is(err, errClosed) {
 			return err
 		}
 		select {
@@ -208,30 +219,6 @@ func (h *History) Run(ctx context.Context) error {
 		case <-t.C:
 		}
 	}
-}
-
-func (h *History) keepHouse(ctx context.Context) error {
-	s := h.f
-	err := s.checkpoint(ctx)
-	if err == nil {
-		err = h.retain(ctx)
-	}
-	if err == nil {
-		err = s.shrink(ctx)
-	}
-	if ctx.Err() != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case err == nil:
-		s.lastFail = ""
-	case err.Error() != s.lastFail:
-		s.lastFail = err.Error()
-		h.log.Error("the history cannot be kept within its bounds", "error", err)
-	}
-	return err
 }
 
 // retain deletes what is too old, and then, while there is too much, what is oldest.
@@ -302,7 +289,8 @@ func (h *History) deleteMinutes(ctx context.Context, hour int64) error {
 	if err != nil {
 		return err
 	}
-	if hour > unixHour(m.MinutesFrom) && !m.HoursTo.IsZero() {
+	ahead := m.MinutesFrom.After(h.f.opts.Now()) // the clock was; until it is there again no minute would be taken
+	if (hour > unixHour(m.MinutesFrom) || ahead) && !m.HoursTo.IsZero() {
 		// First of all it is noted: an hour is never made again from a part of its minutes.
 		err := h.write(ctx, "deleting old minutes", func(w *writer) error { return w.setMeta(metaMinutesFrom, hour*60) })
 		if err != nil {

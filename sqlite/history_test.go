@@ -258,7 +258,7 @@ func TestHistorySize(t *testing.T) {
 			if err := h.PutHour(ctx, c.t.Truncate(time.Hour), rows); err != nil {
 				t.Fatal(err)
 			}
-			if err := h.keepHouse(ctx); err != nil {
+			if err := h.f.keepHouse(ctx, h.retain, ""); err != nil {
 				t.Fatal(err)
 			}
 			if st := h.Stats(); st.FileBytes > limit {

@@ -33,7 +33,7 @@ func (s *Store) Run(ctx context.Context) error {
 	t := time.NewTicker(houseEvery)
 	defer t.Stop()
 	for {
-		if err := s.keepHouse(ctx); errors.Is(err, errClosed) {
+		if err := s.keepHouse(ctx, s.retain, "the store cannot be kept within its bounds"); errors.Is(err, errClosed) {
 			return err
 		}
 		select {
@@ -44,11 +44,11 @@ func (s *Store) Run(ctx context.Context) error {
 	}
 }
 
-// keepHouse does everything that is due.
-func (s *Store) keepHouse(ctx context.Context) error {
+// keepHouse does everything that is due, with what deletes old rows; trouble is what is logged where it fails.
+func (s *Store) keepHouse(ctx context.Context, retain func(context.Context) error, trouble string) error {
 	err := s.checkpoint(ctx)
 	if err == nil {
-		err = s.retain(ctx)
+		err = retain(ctx)
 	}
 	if err == nil {
 		err = s.shrink(ctx)
@@ -63,7 +63,7 @@ func (s *Store) keepHouse(ctx context.Context) error {
 		s.lastFail = ""
 	case err.Error() != s.lastFail:
 		s.lastFail = err.Error()
-		s.log.Error("the store cannot be kept within its bounds", "error", err)
+		s.log.Error(trouble, "error", err)
 	}
 	return err
 }

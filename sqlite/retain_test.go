@@ -17,7 +17,7 @@ func TestRetentionBesideWriters(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for ctx.Err() == nil {
-			if err := s.keepHouse(ctx); err != nil && ctx.Err() == nil {
+			if err := s.keepHouse(ctx, s.retain, ""); err != nil && ctx.Err() == nil {
 				t.Error(err)
 				return
 			}
@@ -59,7 +59,7 @@ func TestRetentionBesideWriters(t *testing.T) {
 	}
 	cancel()
 	wg.Wait()
-	if err := s.keepHouse(t.Context()); err != nil {
+	if err := s.keepHouse(t.Context(), s.retain, ""); err != nil {
 		t.Fatal(err)
 	}
 	st := s.Stats()
@@ -96,7 +96,7 @@ func TestShrink(t *testing.T) {
 	before := s.Stats().FileBytes
 	o.MaxBytes = MinMaxBytes
 	s = open(t, o)
-	if err := s.keepHouse(t.Context()); err != nil {
+	if err := s.keepHouse(t.Context(), s.retain, ""); err != nil {
 		t.Fatal(err)
 	}
 	if st := s.Stats(); before < 15<<20 || st.FileBytes+st.LogBytes > MinMaxBytes {

@@ -50,6 +50,17 @@ func Rewrite(ctx context.Context, o Options, keep bool, why string, f func(*Rewr
 		return nil, err
 	}
 	defer func() { _ = lock.Close() }()
+	return rewriteFile(ctx, path, o, keep, func(w *writer) error {
+		r := &Rewriting{ctx: ctx, w: w, path: path}
+		if err := f(r); err != nil || r.n == 0 {
+			return err
+		}
+		return w.setMeta(metaNewEpoch, why)
+	})
+}
+
+// rewriteFile is Rewrite for one file of a directory whose lock the caller has.
+func rewriteFile(ctx context.Context, path string, o Options, keep bool, f func(*writer) error) (copies []string, err error) {
 	if err := prepareFile(path); err != nil {
 		return nil, err
 	}
@@ -80,15 +91,10 @@ func Rewrite(ctx context.Context, o Options, keep bool, why string, f func(*Rewr
 		if err := w.exec(`BEGIN IMMEDIATE`); err != nil {
 			return err
 		}
-		r := &Rewriting{ctx: ctx, w: w, path: path}
-		if err := f(r); err != nil || !keep {
+		if err := f(w); err != nil || !keep {
 			return errors.Join(err, w.exec(`ROLLBACK`))
 		}
-		set := []any{metaScrub, int64(1)}
-		if r.n > 0 {
-			set = append(set, metaNewEpoch, why)
-		}
-		if err := w.setMeta(set...); err != nil {
+		if err := w.setMeta(metaScrub, int64(1)); err != nil {
 			return err
 		}
 		if err := ctx.Err(); err != nil {
@@ -110,13 +116,13 @@ func Rewrite(ctx context.Context, o Options, keep bool, why string, f func(*Rewr
 	return copies, nil
 }
 
-// copiesOf lists the copies of the store that migrations made beside it.
+// copiesOf lists the copies of a store's file that migrations made beside it.
 func copiesOf(path string) ([]string, error) {
 	entries, err := os.ReadDir(filepath.Dir(path))
 	var out []string
 	for _, e := range entries {
 		n := e.Name()
-		if strings.HasPrefix(n, fileName+".v") && (strings.HasSuffix(n, ".bak") || strings.HasSuffix(n, ".bak.part")) {
+		if strings.HasPrefix(n, filepath.Base(path)+".v") && (strings.HasSuffix(n, ".bak") || strings.HasSuffix(n, ".bak.part")) {
 			out = append(out, n)
 		}
 	}
