@@ -137,7 +137,7 @@ func TestFragmentFaults(t *testing.T) {
 
 func TestFragmentBounds(t *testing.T) {
 	dir := t.TempDir()
-	files := map[string]string{"c.yaml": ""}
+	files := map[string]string{"c.yaml": "{}"}
 	for i := range maxFragments {
 		files[fmt.Sprintf("conf.d/%04d.yaml", i)] = fmt.Sprintf("servers: [{id: s%d}]\n", i)
 	}
@@ -151,7 +151,7 @@ func TestFragmentBounds(t *testing.T) {
 		t.Errorf("one more: %v", err)
 	}
 	dir = t.TempDir()
-	writeFiles(t, dir, map[string]string{"c.yaml": "", "conf.d/a.yaml": "#", "conf.d/b.yaml": "#"})
+	writeFiles(t, dir, map[string]string{"c.yaml": "{}", "conf.d/a.yaml": "#", "conf.d/b.yaml": "#"})
 	for _, n := range []string{"a", "b"} {
 		if err := os.Truncate(filepath.Join(dir, "conf.d", n+".yaml"), maxConfigBytes/2+1); err != nil {
 			t.Fatal(err)

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -188,6 +189,11 @@ func LoadConfig(path string) (*Config, error) {
 	files, err := readSources(path)
 	if err != nil {
 		return nil, err
+	}
+	if len(bytes.TrimSpace(files[0].data)) == 0 {
+		// A file that is being written, or a disk that is full, looks like this. Read as the defaults, a reload would remove
+		// every server and every token.
+		return nil, statussync.Invalid(files[0].name, "is empty; a configuration with nothing but defaults is {}")
 	}
 	return parseSources(files)
 }

@@ -350,6 +350,23 @@ var faultyFiles = []struct{ name, file, add, want string }{
 	{"what is managed", "conf.d/3.yaml", "servers: [{id: managed}]\n", "managed by API already"},
 }
 
+// A file that is cut off before its first byte, as while an editor writes it, does not take servers and tokens away.
+func TestAnEmptyFileIsNotReloaded(t *testing.T) {
+	x := startControlled(t, map[string]string{"c.yaml": "auth: {tokens: [{name: ops, role: admin, token: ops-token-1}]}\nservers: [{id: a}]\n"})
+	before := x.state()
+	for _, content := range []string{"", "\n \n"} {
+		if err := os.WriteFile(filepath.Join(x.dir, "c.yaml"), []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := x.Reload(t.Context(), "test"); statussync.CodeOf(err) != statussync.CodeInvalid || !strings.Contains(err.Error(), "c.yaml: is empty") {
+			t.Errorf("%q: %v", content, err)
+		}
+		if d := gcmp.Diff(before, x.state()); d != "" {
+			t.Errorf("%q changed something:\n%s", content, d)
+		}
+	}
+}
+
 // After any sequence of good and bad files the service is as if it had been started with the last good one: what it
 // watches, whom it knows, and its settings. A bad one says why.
 func TestReloadsEndWhereAStartBegins(t *testing.T) {

@@ -80,7 +80,7 @@ type withRetry struct {
 func (w withRetry) Unwrap() error { return w.error }
 
 // toProblem makes a problem of any error. What is not a *statussync.Error, and everything internal, is logged and shown
-// only as "internal error" with the request's id.
+// only as "internal error" with the request's id. Of what is unavailable the cause is logged, and the detail shown.
 func (a *API) toProblem(ctx context.Context, err error) *problem {
 	var p *problem
 	if errors.As(err, &p) {
@@ -124,6 +124,9 @@ func (a *API) toProblem(ctx context.Context, err error) *problem {
 			seconds = wr.seconds
 		}
 		p.header.Set("Retry-After", strconv.Itoa(seconds))
+		if code == statussync.CodeUnavailable && errors.As(err, &e) && e.Unwrap() != nil && !errors.Is(err, context.Canceled) {
+			a.log.Warn("request failed", "request_id", id, "error", err) // the answer has the detail only, not the cause and what to do
+		}
 	}
 	return p
 }

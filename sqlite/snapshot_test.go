@@ -120,6 +120,26 @@ func restoredAs(t *testing.T, dir string, head statussync.Cursor, alive time.Tim
 	}
 }
 
+// TestSnapshotOfARelativePath: data: ./data is the default, and the driver's file URIs know absolute paths only.
+func TestSnapshotOfARelativePath(t *testing.T) {
+	t.Chdir(t.TempDir())
+	s := open(t, Options{Dir: "data"})
+	if err := s.Append(t.Context(), &statussync.Batch{Entries: updates("e1", 0, 3, 1)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir("copy", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	to := filepath.Join("copy", FileName)
+	if err := SnapshotFile(t.Context(), filepath.Join("data", FileName), to); err != nil {
+		t.Fatal(err)
+	}
+	info, err := Check(t.Context(), to)
+	if want, _ := s.Head(); err != nil || info.Head != want {
+		t.Errorf("%v, %v, want %v", info.Head, err, want)
+	}
+}
+
 func TestSnapshotRefusals(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, Options{Dir: dir})

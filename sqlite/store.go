@@ -240,8 +240,11 @@ func prepareFile(path string) error {
 }
 
 // dsn names the file for the driver. No user of it creates the file: prepareFile did, and one that vanished must not
-// come back empty.
+// come back empty. A file URI has no relative paths, so path is made absolute.
 func dsn(path string, pragmas ...string) string {
+	if abs, err := filepath.Abs(path); err == nil { // else there is no working directory, and nothing relative can be opened
+		path = abs
+	}
 	q := url.Values{"mode": {"rw"}, "_error_rc": {"1"}, "_dqs": {"0"}}
 	q["_pragma"] = append([]string{fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds())}, pragmas...)
 	u := url.URL{Scheme: "file", Path: filepath.ToSlash(path), RawQuery: q.Encode()}

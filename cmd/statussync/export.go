@@ -67,12 +67,13 @@ type exportQuery struct {
 
 func (c *cli) exportCmd() *cobra.Command {
 	var (
-		from, to              instant
-		servers, environments words
-		kinds                 = words{allowed: untyped(statussync.Kinds)}
-		format                = enum{value: "ndjson", allowed: []string{"ndjson", "csv"}}
-		file                  string
-		force                 bool
+		from, to     instant
+		servers      serverIDs
+		environments words
+		kinds        = words{allowed: untyped(statussync.Kinds)}
+		format       = enum{value: "ndjson", allowed: []string{"ndjson", "csv"}}
+		file         string
+		force        bool
 	)
 	cmd := &cobra.Command{
 		Use:   "export",
@@ -126,7 +127,7 @@ read, or the service begins a new epoch meanwhile, the export is not complete: i
 	f.Var(&format, "format", "ndjson or csv")
 	f.Var(&from, "from", "only entries from then on: 2026-03-01T12:00:00Z, 2026-03-01, or 24h ago")
 	f.Var(&to, "to", "only entries before it")
-	f.Var(&servers, "server", "only entries of these servers")
+	f.Var(&servers, "server", "only entries of these servers (here not the address of the service: that is what STATUSSYNC_SERVER says)")
 	f.Var(&environments, "environment", "only entries of these environments")
 	f.Var(&kinds, "kinds", "only these kinds: "+joinWords(kinds.allowed)+" (default: all)")
 	f.StringVarP(&file, "output", "o", "-", "file to write; - is the standard output")

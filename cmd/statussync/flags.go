@@ -51,6 +51,17 @@ func (w *words) Set(s string) error {
 	return nil
 }
 
+// serverIDs is a list of servers' ids in a flag --server, which elsewhere is the address of the service. An address is
+// refused here: taken for an id, it would leave the command to talk to another service, and find nothing there.
+type serverIDs struct{ words }
+
+func (s *serverIDs) Set(v string) error {
+	if strings.Contains(v, "://") {
+		return errors.New("holds ids of servers here; the address of the service is what STATUSSYNC_SERVER says")
+	}
+	return s.words.Set(v)
+}
+
 func typed[T ~string](list []string) []T {
 	var out []T
 	for _, s := range list {

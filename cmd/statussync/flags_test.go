@@ -1,6 +1,7 @@
 package main
 
 import (
+	"strings"
 	"testing"
 	"unicode/utf8"
 
@@ -122,4 +123,19 @@ func TestHelp(t *testing.T) {
 		}
 	}
 	walk(c.root())
+}
+
+// TestServerIDsRefuseAnAddress: who gives the address of the service where --server takes ids would otherwise be answered,
+// with exit code 0, by another service that knows no such server.
+func TestServerIDsRefuseAnAddress(t *testing.T) {
+	for _, args := range [][]string{
+		{"export", "--server", "http://127.0.0.1:1"},
+		{"export", "--server", "weather,https://status.example.com"},
+		{"maintenance", "add", "--for", "1h", "--server", "http://127.0.0.1:1"},
+	} {
+		r := exec(t.Context(), args)
+		if r.code != 2 || !strings.Contains(r.err, "STATUSSYNC_SERVER") {
+			t.Errorf("%v: exit code %d: %s", args, r.code, r.err)
+		}
+	}
 }

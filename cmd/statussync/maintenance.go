@@ -26,11 +26,12 @@ alerted, nothing is recovered, and the time does not count against its uptime.`,
 
 func (c *cli) maintenanceAddCmd() *cobra.Command {
 	var (
-		servers, environments words
-		tags                  labels
-		from, to, rule, zone  string
-		note                  string
-		during                duration
+		servers              serverIDs
+		environments         words
+		tags                 labels
+		from, to, rule, zone string
+		note                 string
+		during               duration
 	)
 	cmd := &cobra.Command{
 		Use:   "add (--server ID | --environment ID | --label KEY=VALUE) (--for TIME | --ends-at TIME)",
@@ -94,7 +95,7 @@ clocks change. With --for each lasts exactly that long.`,
 		},
 	}
 	f := cmd.Flags()
-	f.Var(&servers, "server", "ids of servers")
+	f.Var(&servers, "server", "ids of servers (here not the address of the service: that is what STATUSSYNC_SERVER says)")
 	f.Var(&environments, "environment", "ids of environments: all their servers")
 	f.Var(&tags, "label", "servers with this label; repeated: with all of them")
 	f.StringVar(&from, "starts-at", "now", "when it begins; with --rrule for the first time")
