@@ -163,7 +163,7 @@ func (k *keeper) begin() (asked string) {
 func (k *keeper) runWS(ctx context.Context, s *service) {
 	rcv := 0
 	if k.slow > 0 {
-		rcv = 8 << 10
+		rcv = 64 << 10 // less, and loopback waits for its timers instead of the client
 	}
 	c, _, err := dialer(rcv).DialContext(ctx, "ws://"+s.addr+"/api/v1/ws", nil)
 	if err != nil {
