@@ -8,7 +8,7 @@ FUZZ    ?= 60s
 RACE    := $(shell command -v cc >/dev/null 2>&1 && echo -race)
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-setup check fuzz bench lint fmt clean
+.PHONY: help run build test test-setup helm-test fuzz bench lint fmt clean
 
 help: ## show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test: test-setup lint ## install what the tests need, then lint and run all test
 	$(GO) build $(RACE) ./...
 	$(GO) test $(RACE) -p 1 -timeout 10m $$($(GO) list ./... | grep -v /e2e$$)
 	$(GO) test $(RACE) -timeout 10m ./e2e
+
+helm-test: ## test the Helm chart; builds Helm first, which takes minutes
+	HELM_TESTS=1 $(GO) test -run Helm ./deploy
 
 lint: ## gofmt, go vet, staticcheck
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); if [ -n "$$unformatted" ]; then echo "gofmt would change: $$unformatted"; exit 1; fi
