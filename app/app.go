@@ -242,7 +242,7 @@ func (s *service) newAPI(c *Config, version string, log *slog.Logger) (*httpapi.
 		return nil, err
 	}
 	opts := httpapi.Options{
-		Hub: s.hub, Auth: s.tokens, Registry: s.registry, Control: s, Syncer: s, Rollups: s.rollups, Maintenance: s.hub, Backup: newBackups(c.Data, s.history.backedUp(storeFiles()), version, log), Listen: s.listener.Addr().String(),
+		Hub: s.hub, Auth: s.tokens, Registry: s.registry, Control: s, Syncer: s, Rollups: s.rollups, Maintenance: s.hub, Backup: newBackups(c.Data, storeFiles(), version, log), Listen: s.listener.Addr().String(),
 		OpenLoopback: set.OpenLoopback, LegacyViewer: set.LegacyViewer, AllowedHosts: set.AllowedHosts, AllowedOrigins: set.AllowedOrigins,
 		TrustedProxies: set.TrustedProxies, LoginFailuresPerMinute: set.LoginFailuresPerMinute,
 		Version: version, Logger: log.With("component", "httpapi"),

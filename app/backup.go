@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -30,11 +31,7 @@ type storeFile struct {
 // write-ahead log. Whoever adds one adds it here, and so to backups and restores.
 func storeFiles() []storeFile {
 	return []storeFile{
-		{name: sqlite.FileName, required: true, check: func(ctx context.Context, path string) error {
-			_, err := sqlite.Check(ctx, path)
-			return err
-		}},
-		{name: sqlite.HistoryFileName, check: sqlite.CheckHistory},
+		{name: sqlite.FileName, required: true, check: checkStore},
 	}
 }
 
@@ -188,4 +185,11 @@ func (c *counting) Write(p []byte) (int, error) {
 	n, err := c.w.Write(p)
 	c.n += int64(n)
 	return n, err
+}
+
+func checkStore(ctx context.Context, path string) error {
+	if _, err := sqlite.Check(ctx, path); err != nil {
+		return fmt.Errorf("the %s of the backup: %w", filepath.Base(path), err)
+	}
+	return nil
 }

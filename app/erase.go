@@ -115,7 +115,8 @@ func Erase(ctx context.Context, dataDir string, o EraseOptions) (EraseReport, er
 		if err != nil {
 			return err
 		}
-		err = r.Rows(texts, func(_ string, row map[string]any) {
+		report.NewEpoch = report.Entries+report.Records+report.Rows+len(change.PutServers)+len(change.PutEnvironments)+len(change.RemoveServers)+len(change.RemoveEnvironments) > 0
+		return r.Rows(texts, func(_ string, row map[string]any) {
 			for _, v := range row {
 				if s, ok := v.(string); ok {
 					v = []byte(s)
@@ -126,18 +127,6 @@ func Erase(ctx context.Context, dataDir string, o EraseOptions) (EraseReport, er
 				}
 			}
 		})
-		if err != nil {
-			return err
-		}
-		report.NewEpoch = report.Entries+report.Records+report.Rows+len(change.PutServers)+len(change.PutEnvironments)+len(change.RemoveServers)+len(change.RemoveEnvironments) > 0
-		// Last, and before anything here is durable: until then the same command finds the same again, whatever interrupts it.
-		gone, err := sqlite.EraseHistory(ctx, sqlite.HistoryOptions{Dir: dataDir, Logger: o.Logger}, sqlite.HistoryErasure{
-			Keep: !o.DryRun, Servers: slices.Concat(ids.RemovedServers, ids.Servers), Details: x.Sentence,
-			Names: func(text string) bool { return engine.HasName([]byte(text), name) },
-		})
-		report.HistoryRows, report.FilesRemoved = gone.Rows, append(report.FilesRemoved, gone.Copies...)
-		report.Mentions += gone.Mentions
-		return err
 	})
 	if err != nil {
 		return report, err

@@ -215,7 +215,7 @@ func unpack(ctx context.Context, o RestoreOptions, stage string) (_ *RestoreRepo
 			continue
 		}
 		if err := f.check(ctx, path); err != nil {
-			return nil, fmt.Errorf("the %s of the backup: %w", f.name, err)
+			return nil, err
 		}
 		if f.name == sqlite.FileName {
 			if err := sqlite.Restored(ctx, path); err != nil {

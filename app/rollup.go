@@ -3,7 +3,6 @@ package app
 import (
 	"context"
 	"log/slog"
-	"slices"
 	"time"
 
 	"github.com/agentopia/statussync"
@@ -62,15 +61,6 @@ func (h *history) healthy(ctx context.Context) error {
 		return h.err
 	}
 	return h.file.Healthy(ctx)
-}
-
-// backedUp leaves the history's file out where it could not be opened: there is no telling what it holds, and the rest must
-// be backed up nevertheless.
-func (h *history) backedUp(files []storeFile) []storeFile {
-	if h.file != nil {
-		return files
-	}
-	return slices.DeleteFunc(files, func(f storeFile) bool { return f.name == sqlite.HistoryFileName })
 }
 
 func (h *history) close() error {

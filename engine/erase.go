@@ -178,16 +178,10 @@ func (x *Eraser) Record(r statussync.Record) (data []byte, changed bool, err err
 	if gone {
 		return nil, true, nil
 	}
-	if r.Kind == statussync.RecordHub && !bytes.HasPrefix(r.Data, []byte("{")) {
+	if r.Kind == statussync.RecordHub {
 		return r.Data, false, nil // a note of no person
 	}
 	data, changed, err = x.JSON(r.Data)
-	if err == nil && changed && r.Kind == statussync.RecordMaintenance {
-		var st storedWindow
-		if err = json.Unmarshal(data, &st); err == nil && len(st.ServerIDs)+len(st.EnvironmentIDs)+len(st.Labels) == 0 {
-			return nil, true, nil // it was only for what is gone, and a window for nothing is none
-		}
-	}
 	if err != nil {
 		return nil, false, unreadable(r, err)
 	}
@@ -256,7 +250,7 @@ func (x *Eraser) fields(m map[string]any) (changed bool) {
 			continue
 		}
 		switch strings.ToLower(key) {
-		case "actor", "changed_by":
+		case "actor":
 			if x.actor != "" && s == x.actor {
 				m[key] = Erased
 				changed = true
@@ -354,23 +348,6 @@ func (x *Eraser) actorEntry(e *statussync.Entry) bool {
 	}
 	e.Details = strings.ReplaceAll(string(e.Kind), "_", " ") + " by " + Erased
 	return true
-}
-
-// Sentence says what an entry's Details become where nothing else of the entry is kept, as in a span of uptime; changed
-// is false where they stay as they are.
-func (x *Eraser) Sentence(s string) (to string, changed bool) {
-	if x.actor == "" {
-		if hasWord(s, x.owner) {
-			return Erased, true
-		}
-		return s, false
-	}
-	rest, ok := strings.CutPrefix(s, overriddenBy+statussync.CleanText(x.actor, statussync.MaxErrorText)+": ")
-	if !ok {
-		return s, false
-	}
-	status, _, _ := strings.Cut(rest, " (") // the note
-	return overriddenBy + Erased + ": " + status, true
 }
 
 // hasWord reports whether word stands in s with no letter or digit around it.

@@ -113,7 +113,7 @@ func TestEraseActor(t *testing.T) {
 	if d := cmp.Diff(ErasedIDs{}, ids); d != "" {
 		t.Error(d)
 	}
-	if changed != 2 { // the server's and the window's
+	if changed != 2 { // the server's and the engine's
 		t.Errorf("%d records were changed", changed)
 	}
 	for k, v := range left {
@@ -126,16 +126,9 @@ func TestEraseActor(t *testing.T) {
 	if err := json.Unmarshal([]byte(left["server mine"]), &st); err != nil || st.Memory.Override.Actor != Erased || st.Memory.Override.Note != "" || st.Memory.Override.State != statussync.StateError {
 		t.Errorf("%+v, %v: the override is to stay in force", st.Memory, err)
 	}
-	var window storedWindow
-	for k, v := range left {
-		if strings.HasPrefix(k, string(statussync.RecordMaintenance)+" ") {
-			if err := json.Unmarshal([]byte(v), &window); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	if window.Actor != Erased || window.Note != "" || len(window.ServerIDs) != 2 {
-		t.Errorf("%+v", window)
+	var engine storedEngine
+	if err := json.Unmarshal([]byte(left["engine "]), &engine); err != nil || len(engine.Windows) != 1 || engine.Windows[0].Actor != Erased || engine.Windows[0].Note != "" || len(engine.Windows[0].ServerIDs) != 2 {
+		t.Errorf("%+v, %v", engine, err)
 	}
 	var said []string
 	for _, e := range entries {

@@ -55,26 +55,17 @@ type History struct {
 	dead   atomic.Uint64
 }
 
-// complete returns what the parts of a Store that a History uses need.
-func (o HistoryOptions) complete() (Options, error) {
+// OpenHistory opens the history in o.Dir, or makes a new one, and migrates an older file like Open.
+func OpenHistory(ctx context.Context, o HistoryOptions) (*History, error) {
 	so, err := Options{Dir: o.Dir, MaxBytes: o.MaxBytes, Logger: o.Logger, Now: o.Now}.complete()
-	if err != nil {
-		return so, err
-	}
 	if o.MaxBytes == 0 {
 		so.MaxBytes = DefaultHistoryMaxBytes
 	}
-	so.Retention = statussync.KeepSpans
-	so.migrations, err = historyFS()
-	return so, err
-}
-
-func historyFS() (fs.FS, error) { return fs.Sub(historyMigrations, "migrations_history") }
-
-// OpenHistory opens the history in o.Dir, or makes a new one, and migrates an older file like Open.
-func OpenHistory(ctx context.Context, o HistoryOptions) (*History, error) {
-	so, err := o.complete()
 	if err != nil {
+		return nil, err
+	}
+	so.Retention = statussync.KeepSpans
+	if so.migrations, err = fs.Sub(historyMigrations, "migrations_history"); err != nil {
 		return nil, err
 	}
 	s := &Store{opts: so, log: so.Logger, path: filepath.Join(so.Dir, HistoryFileName), turn: make(chan struct{}, 1), closing: make(chan struct{})}
@@ -98,9 +89,6 @@ func (h *History) open(ctx context.Context) (err error) {
 		return err
 	}
 	if s.w, err = openWriter(s.path, s.opts); err != nil {
-		return err
-	}
-	if err := s.finishScrub(); err != nil {
 		return err
 	}
 	if s.reads, err = sql.Open("sqlite", dsn(s.path, "query_only(1)", "cache_size(-8000)")); err != nil {

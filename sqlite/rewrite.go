@@ -116,13 +116,13 @@ func rewriteFile(ctx context.Context, path string, o Options, keep bool, f func(
 	return copies, nil
 }
 
-// copiesOf lists the copies of a store's file that migrations made beside it.
+// copiesOf lists the copies of the store that migrations made beside it.
 func copiesOf(path string) ([]string, error) {
 	entries, err := os.ReadDir(filepath.Dir(path))
 	var out []string
 	for _, e := range entries {
 		n := e.Name()
-		if strings.HasPrefix(n, filepath.Base(path)+".v") && (strings.HasSuffix(n, ".bak") || strings.HasSuffix(n, ".bak.part")) {
+		if strings.HasPrefix(n, fileName+".v") && (strings.HasSuffix(n, ".bak") || strings.HasSuffix(n, ".bak.part")) {
 			out = append(out, n)
 		}
 	}

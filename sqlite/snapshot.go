@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -139,9 +138,32 @@ func Check(ctx context.Context, path string) (Info, error) {
 }
 
 func inspect(ctx context.Context, path string, whole bool) (info Info, err error) {
-	err = inspecting(ctx, path, func(db *sql.DB) error {
-		if info.SchemaVersion, err = checkFile(ctx, db, path, embedded(), whole); err != nil {
+	db, err := sql.Open("sqlite", dsn(path, "query_only(1)", "trusted_schema(0)", "cell_size_check(1)"))
+	if err != nil {
+		return info, explain(path, "reading", err)
+	}
+	db.SetMaxOpenConns(1)
+	defer func() { _ = db.Close() }()
+	return info, explain(path, "reading", func() error {
+		provider, err := newProvider(db, embedded())
+		if err != nil {
 			return err
+		}
+		sources := provider.ListSources()
+		newest := sources[len(sources)-1].Version
+		if info.SchemaVersion, err = fileVersion(ctx, db, path); err != nil {
+			return err
+		}
+		switch v := info.SchemaVersion; {
+		case v == 0:
+			return damaged(path, "it is not the file of a store")
+		case v > newest:
+			return newerSchema(path, v, newest)
+		}
+		if whole {
+			if err := sound(ctx, db, path); err != nil {
+				return err
+			}
 		}
 		var epoch sql.NullString
 		var alive, seq sql.NullInt64
@@ -157,41 +179,7 @@ max((SELECT coalesce(max(seq), 0) FROM entries), coalesce((SELECT value FROM met
 			info.AliveAt = time.Unix(0, alive.Int64).UTC()
 		}
 		return nil
-	})
-	return info, err
-}
-
-// inspecting lets f read a file that nobody vouches for, and explains its errors.
-func inspecting(ctx context.Context, path string, f func(*sql.DB) error) error {
-	db, err := sql.Open("sqlite", dsn(path, "query_only(1)", "trusted_schema(0)", "cell_size_check(1)"))
-	if err != nil {
-		return explain(path, "reading", err)
-	}
-	db.SetMaxOpenConns(1)
-	defer func() { _ = db.Close() }()
-	return explain(path, "reading", f(db))
-}
-
-// checkFile returns a file's version if it is one that migrations know; with whole it reads every page.
-func checkFile(ctx context.Context, db *sql.DB, path string, migrations fs.FS, whole bool) (version int64, err error) {
-	provider, err := newProvider(db, migrations)
-	if err != nil {
-		return 0, err
-	}
-	sources := provider.ListSources()
-	newest := sources[len(sources)-1].Version
-	if version, err = fileVersion(ctx, db, path); err != nil {
-		return version, err
-	}
-	switch {
-	case version == 0:
-		return version, damaged(path, "it is not the file of a store")
-	case version > newest:
-		return version, newerSchema(path, version, newest)
-	case whole:
-		return version, sound(ctx, db, path)
-	}
-	return version, nil
+	}())
 }
 
 // sound reads the whole file.

@@ -14,12 +14,11 @@ type EraseReport struct {
 	DryRun   bool `json:"dry_run"`
 	NewEpoch bool `json:"new_epoch" doc:"Something changed: clients resync."`
 
-	Entries     int `json:"entries" doc:"Entries of the journal that were reduced."`
-	Records     int `json:"records" doc:"Pieces of stored evidence that were changed."`
-	Rows        int `json:"rows" doc:"Rows of other tables that were changed."`
-	HistoryRows int `json:"history_rows" doc:"Spans of uptime and counts of probes that were deleted, or whose sentence was reduced."`
-	Tokens      int `json:"tokens" doc:"Agents' tokens that ended with their environments."`
-	Mentions    int `json:"mentions" doc:"Stored rows that still hold the name as a word: in ids, labels or free text, or because it means something else there."`
+	Entries  int `json:"entries" doc:"Entries of the journal that were reduced."`
+	Records  int `json:"records" doc:"Pieces of stored evidence that were changed."`
+	Rows     int `json:"rows" doc:"Rows of other tables that were changed."`
+	Tokens   int `json:"tokens" doc:"Agents' tokens that ended with their environments."`
+	Mentions int `json:"mentions" doc:"Stored rows that still hold the name as a word: in ids, labels or free text, or because it means something else there."`
 
 	ServersRemoved      []string       `json:"servers_removed" nullable:"false" doc:"Managed servers that are gone."`
 	EnvironmentsRemoved []string       `json:"environments_removed" nullable:"false" doc:"Managed environments that are gone."`

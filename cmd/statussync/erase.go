@@ -92,7 +92,6 @@ func (c *cli) erased(r *wire.EraseReport) error {
 	}
 	facts := []string{
 		"entries reduced", strconv.Itoa(r.Entries), "records changed", strconv.Itoa(r.Records + r.Rows),
-		"rows of uptime and probes", strconv.Itoa(r.HistoryRows),
 		"servers removed", list(r.ServersRemoved), "environments removed", list(r.EnvironmentsRemoved),
 		"agents' tokens ended", strconv.Itoa(r.Tokens), "servers without owner", list(r.Servers),
 		"environments without owner", list(r.Environments), "copies removed", list(r.FilesRemoved),
