@@ -58,6 +58,8 @@ type Options struct {
 	OnReload func()
 	// OnReloaded, if not nil, is called when a reload is over; err is why it was refused, nil where it is in force.
 	OnReloaded func(err error)
+	erasures   *erasures // of this process; nil: persons can't be erased by API
+
 	// OnStopping, if not nil, is called once, when the service begins to stop for good.
 	OnStopping func()
 }
@@ -120,6 +122,7 @@ type service struct {
 	certs    *certKeeper // nil: without TLS
 	history  *history
 	rollups  *rollup.Service
+	backups  *backups
 	api      *httpapi.API
 	server   *http.Server
 
@@ -242,13 +245,15 @@ func (s *service) newAPI(c *Config, version string, log *slog.Logger) (*httpapi.
 		return nil, err
 	}
 	opts := httpapi.Options{
-		Hub: s.hub, Auth: s.tokens, Registry: s.registry, Control: s, Syncer: s, Rollups: s.rollups, Maintenance: s.hub, Backup: newBackups(c.Data, storeFiles(), version, log), Listen: s.listener.Addr().String(),
+		Hub: s.hub, Auth: s.tokens, Registry: s.registry, Control: s, Syncer: s, Rollups: s.rollups, Maintenance: s.hub, Listen: s.listener.Addr().String(),
 		OpenLoopback: set.OpenLoopback, LegacyViewer: set.LegacyViewer, AllowedHosts: set.AllowedHosts, AllowedOrigins: set.AllowedOrigins,
 		TrustedProxies: set.TrustedProxies, LoginFailuresPerMinute: set.LoginFailuresPerMinute,
 		Version: version, Logger: log.With("component", "httpapi"),
 		ReadyChecks: map[string]func(context.Context) error{"store": s.store.Healthy, "history": s.history.healthy},
 	}
 	s.netOptions(c, &opts)
+	s.backups = newBackups(c.Data, s.storeFiles(), version, log)
+	opts.Backup, opts.Eraser = s.backups, newEraser(s, s.options.erasures)
 	var api *httpapi.API
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), prom.New(prom.Options{
@@ -317,7 +322,10 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, 
 			s.options.OnStopping()
 		}
 		s.close()
-		err = errors.Join(err, s.shutdown(core, parts, next != nil))
+		stopped, unclosed := s.shutdown(core, parts, next != nil)
+		if err = errors.Join(err, stopped); next != nil {
+			next.unclosed = unclosed
+		}
 	}()
 
 	select {
@@ -385,13 +393,13 @@ func (s *service) define(ctx context.Context) error {
 }
 
 // shutdown stops everything in the order in which nothing is lost: who brings observations in, then the hub, which
-// stores what it knows, then the store. Each stop is bounded and named. Before a restart hub and store may take longer: who
-// opens the store again must find it closed.
-func (s *service) shutdown(core *part, others []*part, again bool) error {
+// stores what it knows, then the store. Each stop is bounded and named. Before a restart hub, history and store may take
+// longer: who opens the store again must find it closed. unclosed is the part of the error that says that it is not.
+func (s *service) shutdown(core *part, others []*part, again bool) (err, unclosed error) {
 	began := time.Now()
-	hubLimit, storeLimit := stopHub, func() time.Duration { return max(stopStore, stopAll-time.Since(began)) }
+	hubLimit, historyLimit, storeLimit := stopHub, stopStore, func() time.Duration { return max(stopStore, stopAll-time.Since(began)) }
 	if again {
-		hubLimit, storeLimit = stopAgain, func() time.Duration { return stopAgain }
+		hubLimit, historyLimit, storeLimit = stopAgain, stopAgain, func() time.Duration { return stopAgain }
 	}
 	var errs []error
 	if again {
@@ -417,14 +425,17 @@ func (s *service) shutdown(core *part, others []*part, again bool) error {
 	s.api.Shutdown(sctx)
 	s.prober.Close()
 	errs = append(errs, core.join(hubLimit))
-	errs = append(errs, within("history", stopStore, s.history.close))
+	unclosed = within("history", historyLimit, s.history.close)
 	// A busy disk may take its time to close the store; it gets what the others have left.
-	errs = append(errs, within("store", storeLimit(), s.store.Close))
-	err := errors.Join(errs...)
+	unclosed = errors.Join(unclosed, within("store", storeLimit(), s.store.Close))
+	err = errors.Join(append(errs, unclosed)...)
 	if err != nil {
 		s.log.Error("stopped", "took_ms", time.Since(began).Milliseconds(), "error", err)
 	} else {
 		s.log.Info("stopped", "took_ms", time.Since(began).Milliseconds())
 	}
-	return err
+	if unclosed != nil {
+		unclosed = statussync.NewError(statussync.CodeUnavailable, "the store could not be closed; nothing was changed", unclosed)
+	}
+	return err, unclosed
 }

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -32,7 +33,19 @@ type storeFile struct {
 func storeFiles() []storeFile {
 	return []storeFile{
 		{name: sqlite.FileName, required: true, check: checkStore},
+		// Taken after the journal, it may know a little more: of what the journal then does not have, a restored service
+		// says that it is unknown. Backups of older services have none.
+		{name: sqlite.HistoryFileName, check: checkHistory},
 	}
+}
+
+// storeFiles are those of them that the service has open: a history that can't be opened would spoil each backup.
+func (s *service) storeFiles() []storeFile {
+	files := storeFiles()
+	if s.history.file == nil {
+		files = slices.DeleteFunc(files, func(f storeFile) bool { return f.name == sqlite.HistoryFileName })
+	}
+	return files
 }
 
 // BackupManifest says what a backup holds.
@@ -97,6 +110,16 @@ func (b *backups) Backup(ctx context.Context) (_ httpapi.Backup, err error) {
 		}
 		if err := sqlite.SnapshotFile(ctx, from, to); err != nil {
 			return nil, err
+		}
+		if !f.required {
+			// A restore would refuse the whole backup for it.
+			if err := f.check(ctx, to); err != nil && ctx.Err() == nil {
+				b.log.Error("a file is left out of the backup: it is damaged", "file", f.name, "error", err)
+				if err := os.Remove(to); err != nil {
+					return nil, cannot("the snapshot cannot be written", err)
+				}
+				continue
+			}
 		}
 		if f.name == sqlite.FileName {
 			info, err := sqlite.Inspect(ctx, to)
@@ -185,6 +208,13 @@ func (c *counting) Write(p []byte) (int, error) {
 	n, err := c.w.Write(p)
 	c.n += int64(n)
 	return n, err
+}
+
+func checkHistory(ctx context.Context, path string) error {
+	if err := sqlite.CheckHistory(ctx, path); err != nil {
+		return fmt.Errorf("the %s of the backup: %w", filepath.Base(path), err)
+	}
+	return nil
 }
 
 func checkStore(ctx context.Context, path string) error {

@@ -141,7 +141,7 @@ func TestBackupAndRestore(t *testing.T) {
 	if err != nil || m.Head.String() != ready.Cursor || m.ServiceVersion != "test" {
 		t.Errorf("%+v, %v; the service is at %s", m, err, ready.Cursor)
 	}
-	if len(list(t, data)) > 4 {
+	if len(list(t, data)) > 7 {
 		t.Errorf("something is left: %v", list(t, data))
 	}
 	wantCode(t, restoreErr(t, RestoreOptions{Archive: bytes.NewReader(b), Dir: data, Force: true}), statussync.CodeConflict, "in use by process")
@@ -165,7 +165,7 @@ func TestBackupAndRestore(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", dir, err)
 		}
-		if d := cmp.Diff([]string{sqlite.FileName}, list(t, dir)); d != "" {
+		if d := cmp.Diff([]string{sqlite.HistoryFileName, sqlite.FileName}, list(t, dir)); d != "" {
 			t.Errorf("%s: %s", dir, d)
 		}
 		aside := data + ".before-restore-20260301T120000Z"

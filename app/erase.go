@@ -30,13 +30,25 @@ type EraseReport = wire.EraseReport
 // would be found everywhere.
 const minEraseName = 2
 
+// check judges what was asked for.
+func (o *EraseOptions) check() error {
+	name := o.Owner + o.Actor
+	switch {
+	case (o.Owner == "") == (o.Actor == ""):
+		return statussync.Invalid("owner", "either an owner or an actor must be given, and not both")
+	case len(name) < minEraseName || name == engine.Erased:
+		return statussync.Invalid("owner", "this is no name that can be erased")
+	}
+	return nil
+}
+
 // Erase makes the store in dataDir forget a person (docs/operations.md says what that means), for which no service may
 // run on it. Either everything is done when it returns nil, or nothing was, or the next Open or Erase completes it. If
 // anything changed the store begins a new epoch when it is opened, as bytes that clients hold are not the journal's any
 // more.
 //
 // CodeInvalid: not exactly one name. CodeNotFound: there is no store. CodeConflict: a process uses it. CodeUnavailable: it
-// cannot be read or written, or the disk has no room for two copies of it. It blocks as long as reading the whole store
+// or its history cannot be read or written, or the disk has no room for two copies of both. It blocks as long as reading the whole store
 // and writing it anew take, or until ctx ends before the changes are durable.
 func Erase(ctx context.Context, dataDir string, o EraseOptions) (EraseReport, error) {
 	report := EraseReport{
@@ -44,11 +56,8 @@ func Erase(ctx context.Context, dataDir string, o EraseOptions) (EraseReport, er
 		StillDefined: []wire.StillDefined{}, FilesRemoved: []string{},
 	}
 	name := o.Owner + o.Actor
-	switch {
-	case (o.Owner == "") == (o.Actor == ""):
-		return report, statussync.Invalid("owner", "either an owner or an actor must be given, and not both")
-	case len(name) < minEraseName || name == engine.Erased:
-		return report, statussync.Invalid("owner", "this is no name that can be erased")
+	if err := o.check(); err != nil {
+		return report, err
 	}
 	x := engine.NewEraser(o.Actor, o.Owner, func() string {
 		var b [6]byte
@@ -70,6 +79,14 @@ func Erase(ctx context.Context, dataDir string, o EraseOptions) (EraseReport, er
 		if err := learn(r, x, managed); err != nil {
 			return err
 		}
+		// Windows' entries all have this member; those of the actor's windows need not hold the name.
+		const ofWindows = `"maintenance_id":`
+		if o.Actor != "" {
+			err := r.Entries([]string{ofWindows}, func(e *statussync.Entry) (bool, error) { x.Told(e); return false, nil })
+			if err != nil {
+				return err
+			}
+		}
 		ids := x.Decide()
 		decided(&report, ids)
 		change := managedErasure(managed, o.Owner, ids)
@@ -89,7 +106,7 @@ func Erase(ctx context.Context, dataDir string, o EraseOptions) (EraseReport, er
 		if err != nil {
 			return err
 		}
-		which := texts
+		which := append([]string{ofWindows}, texts...)
 		if o.Owner != "" {
 			which = nil // their servers' entries don't hold the name
 		}
@@ -113,6 +130,9 @@ func Erase(ctx context.Context, dataDir string, o EraseOptions) (EraseReport, er
 			return changed
 		})
 		if err != nil {
+			return err
+		}
+		if err := r.History(func(h *sqlite.HistoryRewriting) error { return eraseHistory(h, x, name, &report) }); err != nil {
 			return err
 		}
 		report.NewEpoch = report.Entries+report.Records+report.Rows+len(change.PutServers)+len(change.PutEnvironments)+len(change.RemoveServers)+len(change.RemoveEnvironments) > 0
@@ -141,12 +161,38 @@ func Erase(ctx context.Context, dataDir string, o EraseOptions) (EraseReport, er
 	return report, nil
 }
 
+// eraseHistory is the part of an erasure that is about probes and uptime.
+func eraseHistory(h *sqlite.HistoryRewriting, x *engine.Eraser, name string, report *EraseReport) error {
+	err := h.Servers(func(id string) bool {
+		changed, remove := x.Span(&statussync.Span{ServerID: id})
+		if changed {
+			report.History++
+		} else if engine.HasName([]byte(id), name) {
+			report.Mentions++
+		}
+		return remove
+	})
+	if err != nil {
+		return err
+	}
+	return h.Spans(func(s *statussync.Span) bool {
+		changed, _ := x.Span(s)
+		if changed {
+			report.History++
+		}
+		if engine.HasName([]byte(s.Details), name) || engine.HasName([]byte(s.Cause), name) {
+			report.Mentions++
+		}
+		return changed
+	})
+}
+
 // learn tells x of everything that is defined, environments before the servers in them.
 func learn(r *sqlite.Rewriting, x *engine.Eraser, m *statussync.Managed) error {
 	for i := range m.Environments {
 		x.Environment(&m.Environments[i])
 	}
-	for _, kind := range []statussync.RecordKind{statussync.RecordEnvironment, statussync.RecordServer} {
+	for _, kind := range []statussync.RecordKind{statussync.RecordEnvironment, statussync.RecordServer, statussync.RecordMaintenance} {
 		err := r.Records(func(rec statussync.Record) ([]byte, bool, error) {
 			if rec.Kind != kind {
 				return nil, false, nil

@@ -1,12 +1,17 @@
 package app
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -34,12 +39,44 @@ func theJournal(t *testing.T, c *client.Client) (raw []string, entries []*status
 	return raw, entries
 }
 
+// followed waits until uptime knows all of the journal.
+func (r *running) followed() {
+	r.t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.After(30 * time.Second)
+	for {
+		req, err := http.NewRequestWithContext(r.t.Context(), http.MethodGet, r.url+"/metrics", nil)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "Bearer viewer-token")
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		b, err := io.ReadAll(resp.Body)
+		if err = errors.Join(err, resp.Body.Close()); err != nil {
+			r.t.Fatal(err)
+		}
+		if bytes.Contains(b, []byte("\nstatussync_uptime_lag_entries 0\n")) {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-limit:
+			r.t.Fatal("uptime does not follow the journal")
+		}
+	}
+}
+
 func TestEraseActor(t *testing.T) {
 	data := t.TempDir()
 	r := peopled(t, data)
 	_, err := Erase(t.Context(), data, EraseOptions{Actor: "ada"})
 	wantCode(t, err, statussync.CodeConflict, "in use by process")
 	before, _ := theJournal(t, r.as("viewer-token"))
+	r.followed()
 	ready, err := r.as("viewer-token").Ready(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -62,8 +99,8 @@ func TestEraseActor(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(holding(t, data, "by ada")) != 3 {
-		t.Errorf("a dry run changed something: %v", holding(t, data, "by ada"))
+	if d := cmp.Diff([]string{sqlite.FileName, sqlite.HistoryFileName, sqlite.FileName, sqlite.FileName + ".v1.bak"}, holding(t, data, "by ada")); d != "" {
+		t.Errorf("a dry run changed something: %s", d)
 	}
 	rep, err := Erase(t.Context(), data, EraseOptions{Actor: "ada"})
 	if err != nil {
@@ -73,7 +110,7 @@ func TestEraseActor(t *testing.T) {
 	if d := cmp.Diff(dry, rep); d != "" {
 		t.Errorf("the dry run said something else: %s", d)
 	}
-	if rep.Entries != 2 || rep.Records != 1 || !rep.NewEpoch || rep.Mentions != 0 || len(rep.FilesRemoved) != 1 {
+	if rep.Entries != 2 || rep.Records != 1 || rep.History < 1 || !rep.NewEpoch || rep.Mentions != 0 || len(rep.FilesRemoved) != 1 {
 		t.Errorf("%+v", rep)
 	}
 	for _, word := range []string{"ada", "note of the one"} {
@@ -85,7 +122,7 @@ func TestEraseActor(t *testing.T) {
 		t.Error("somebody else's note is gone")
 	}
 	again, err := Erase(t.Context(), data, EraseOptions{Actor: "ada"})
-	if err != nil || again.NewEpoch || again.Entries+again.Records+again.Rows > 0 {
+	if err != nil || again.NewEpoch || again.Entries+again.Records+again.Rows+again.History > 0 {
 		t.Errorf("%+v, %v", again, err)
 	}
 
@@ -124,6 +161,7 @@ func TestEraseOwner(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, before := theJournal(t, c)
+	r.followed()
 	r.stop()
 	if len(holding(t, data, `u1 \u0026 sons`)) == 0 || len(holding(t, data, "very-secret")) == 0 {
 		t.Fatal("nothing to erase")
@@ -134,7 +172,7 @@ func TestEraseOwner(t *testing.T) {
 	}
 	want := EraseReport{
 		NewEpoch: true, Entries: 6, Records: 3, Tokens: 1, ServersRemoved: []string{"billing", "gone"}, EnvironmentsRemoved: []string{"box-9"},
-		Servers: []string{}, Environments: []string{}, StillDefined: []wire.StillDefined{}, FilesRemoved: []string{},
+		Servers: []string{}, Environments: []string{}, StillDefined: []wire.StillDefined{}, FilesRemoved: []string{}, History: 2,
 	}
 	rep.Entries, want.Entries = min(rep.Entries, 5), 5 // how many the engine makes of it is not the point
 	if d := cmp.Diff(want, rep); d != "" {

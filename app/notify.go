@@ -132,6 +132,38 @@ func (n *notifier) stopping() {
 	}
 }
 
+// during tells that the process lives although no service runs in it, until the function that it returns is called, which
+// waits for that to end. Who calls it sees to that it ends. A nil notifier has nobody to tell.
+func (n *notifier) during(what string) (end func()) {
+	if n == nil {
+		return func() {}
+	}
+	n.tell("STATUS=" + what)
+	if n.watchdog <= 0 {
+		return func() {}
+	}
+	n.tell(daemon.SdNotifyWatchdog)
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		t := time.NewTicker(n.watchdog / 2)
+		defer t.Stop()
+		limit := time.NewTimer(eraseLimit)
+		defer limit.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-limit.C: // it hangs: the service manager may do what it is there for
+				return
+			case <-t.C:
+				n.tell(daemon.SdNotifyWatchdog)
+			}
+		}
+	}()
+	return func() { close(stop); <-done }
+}
+
 func (n *notifier) tell(state string) {
 	if err := n.send(state); err != nil {
 		n.log.Warn("the service manager cannot be told", "error", err)

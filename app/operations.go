@@ -268,7 +268,7 @@ func (s *service) Restart(ctx context.Context, actor string) error {
 // requestRestart has the service stopped, between run while its store is closed (nil: nothing is), and started again with
 // the configuration read anew. It returns before that happens: with an error where the configuration is not good, and then
 // nothing happens. From then on /readyz says that the service is not ready, until it is again.
-func (s *service) requestRestart(ctx context.Context, between func(ctx context.Context, dataDir string) error) error {
+func (s *service) requestRestart(ctx context.Context, between func(ctx context.Context, dataDir string, unclosed error) error) error {
 	if err := s.begin(ctx, s.turn); err != nil {
 		return err
 	}
@@ -280,7 +280,12 @@ func (s *service) requestRestart(ctx context.Context, between func(ctx context.C
 	if err != nil {
 		return err
 	}
-	next.between = between
+	if next.between = between; between != nil && filepath.Clean(next.config.Data) != filepath.Clean(s.config.Data) {
+		if next.door != nil {
+			next.door.close()
+		}
+		return &statussync.Error{Code: statussync.CodeConflict, Location: "data", Detail: "the configuration file names another data directory than the service runs on; restart the service first"}
+	}
 	s.going = true
 	s.restarts <- next // has room: there is only one
 	if s.options.OnReload != nil {

@@ -84,7 +84,12 @@ func (r *running) start(dir, more string) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, done := make(chan Ready, 1), make(chan error, 1)
 	go func() {
-		done <- Run(ctx, Options{Config: c, Version: "test", Logger: slog.New(slog.NewTextHandler(r.log, nil)), OnReady: func(x Ready) { ready <- x }})
+		done <- Run(ctx, Options{Config: c, Version: "test", Logger: slog.New(slog.NewTextHandler(r.log, nil)), OnReady: func(x Ready) {
+			select { // it comes again after each restart
+			case ready <- x:
+			default:
+			}
+		}})
 	}()
 	select {
 	case x := <-ready:

@@ -957,7 +957,7 @@ func TestRestartBetween(t *testing.T) {
 	x := startControlled(t, map[string]string{"c.yaml": "servers: [{id: a}]\n"})
 	was := x.current.Load()
 	called := false
-	if err := x.requestRestart(t.Context(), func(context.Context, string) error { called = true; return nil }); err != nil {
+	if err := x.requestRestart(t.Context(), func(context.Context, string, error) error { called = true; return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if err := x.requestRestart(context.Background(), nil); statussync.CodeOf(err) != statussync.CodeConflict && statussync.CodeOf(err) != statussync.CodeUnavailable {
@@ -992,13 +992,16 @@ func TestRestartBetween(t *testing.T) {
 			ended <- cmp.Or(err, errors.New("no restart"))
 			return
 		}
-		ended <- next.between(ctx, next.config.Data)
+		ended <- next.between(ctx, next.config.Data, next.unclosed)
 	}()
 	s := <-first
 	<-s.hub.Started()
-	err = s.requestRestart(ctx, func(_ context.Context, dataDir string) error {
+	err = s.requestRestart(ctx, func(_ context.Context, dataDir string, unclosed error) error {
 		if dataDir != dir {
 			t.Errorf("between got %s", dataDir)
+		}
+		if unclosed != nil {
+			t.Error(unclosed)
 		}
 		b, err := os.ReadFile(filepath.Join(dataDir, "statussync.db"))
 		if err != nil || len(b) == 0 {

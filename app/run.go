@@ -29,6 +29,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	o.erasures = &erasures{}
 	r := &runner{o: o, door: door}
 	defer func() { r.door.close() }()
 	return r.run(ctx, c)
@@ -46,9 +47,10 @@ type restart struct {
 	config *Config
 	door   *door // nil: the one that is open, or late
 	late   bool  // the new address can be opened only after the old one is closed: they share a port
-	// between, if not nil, runs while nothing does: the store in dataDir is closed, and opened again afterwards. Its error is
-	// logged.
-	between func(ctx context.Context, dataDir string) error
+	// between, if not nil, runs while nothing does: the store in dataDir is closed, and opened again afterwards. unclosed is
+	// why it is not closed, where that failed: then it must be left alone. The error is logged.
+	between  func(ctx context.Context, dataDir string, unclosed error) error
+	unclosed error
 }
 
 // logger returns the logger for a configuration; level is nil where it is not ours.
@@ -98,7 +100,7 @@ func (r *runner) run(ctx context.Context, c *Config) error {
 		}
 		before, c = c, next.config
 		if next.between != nil {
-			if err := next.between(ctx, c.Data); err != nil {
+			if err := next.between(ctx, c.Data, next.unclosed); err != nil {
 				log.Error("what was to be done during the restart failed", "error", err)
 			}
 		}

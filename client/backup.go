@@ -6,7 +6,6 @@ import (
 	"io"
 	"mime"
 	"net/http"
-	"time"
 
 	"github.com/agentopia/statussync"
 	"github.com/agentopia/statussync/wire"
@@ -55,13 +54,4 @@ func (r *reachable) Read(p []byte) (int, error) {
 		err = r.c.unreachable(r.ctx, err)
 	}
 	return n, err
-}
-
-// EraseTimeout takes the place of DefaultTimeout for Erase: the service reads its whole store and writes it anew.
-const EraseTimeout = 30 * time.Minute
-
-// Erase makes the service forget a person, which needs the role admin. It blocks until that is done; the service is away
-// meanwhile. CodeNotFound where a service cannot erase while it runs.
-func (c *Client) Erase(ctx context.Context, r wire.EraseRequest) (*wire.EraseReport, error) {
-	return send[wire.EraseReport](ctx, c, EraseTimeout, http.MethodPost, wire.PathErase, r)
 }

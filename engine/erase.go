@@ -16,8 +16,8 @@ const Erased = "erased"
 
 // Eraser makes a store forget a person (docs/operations.md says what that means). It is pure: it is told everything that
 // the store holds, in two rounds, and says what each piece becomes. In the first round Environment, Server and Definition
-// are told of every definition, environments first; Decide ends it. In the second Record, Entry and Row are asked.
-// Exactly one of actor and owner is set. Not safe for concurrent use.
+// are told of every definition, environments first, and Told of entries; Decide ends it. In the second Record, Entry, Span
+// and Row are asked. Exactly one of actor and owner is set. Not safe for concurrent use.
 type Eraser struct {
 	actor, owner string
 	pseudonym    func() string
@@ -25,6 +25,7 @@ type Eraser struct {
 	envs    map[string]*erasedDef
 	servers map[string]*erasedDef
 	names   map[string]string // of servers and environments whose ids are replaced
+	windows map[string]bool   // maintenance windows that the actor set: the notes are theirs
 }
 
 // erasedDef is what the first round found.
@@ -41,7 +42,7 @@ type erasedDef struct {
 func NewEraser(actor, owner string, pseudonym func() string) *Eraser {
 	return &Eraser{
 		actor: actor, owner: owner, pseudonym: pseudonym,
-		envs: map[string]*erasedDef{}, servers: map[string]*erasedDef{}, names: map[string]string{},
+		envs: map[string]*erasedDef{}, servers: map[string]*erasedDef{}, names: map[string]string{}, windows: map[string]bool{},
 	}
 }
 
@@ -99,9 +100,31 @@ func (x *Eraser) Definition(r statussync.Record) error {
 		if st.Def != nil {
 			x.Server((*statussync.Server)(st.Def))
 		}
+	case statussync.RecordMaintenance:
+		var st struct{ Actor string }
+		if err := json.Unmarshal(r.Data, &st); err != nil {
+			return unreadable(r, err)
+		}
+		if x.actor != "" && st.Actor == x.actor {
+			x.windows[r.ID] = true
+		}
 	}
 	return nil
 }
+
+// Told tells of an entry, which it does not change: where it says that the actor set a maintenance window, that one's
+// other entries are known by it. They repeat its note and name nobody.
+func (x *Eraser) Told(e *statussync.Entry) {
+	if x.actor == "" || e.MaintenanceID == "" {
+		return
+	}
+	if name := x.inSentences(); hasWord(e.Details, "set by "+name) || hasWord(e.Details, "replaced by "+name) {
+		x.windows[e.MaintenanceID] = true
+	}
+}
+
+// inSentences is the actor's name as sentences have it.
+func (x *Eraser) inSentences() string { return statussync.CleanText(x.actor, statussync.MaxErrorText) }
 
 func unreadable(r statussync.Record, err error) error {
 	return &statussync.Error{Code: statussync.CodeInvalid, Location: string(r.Kind) + " " + statussync.CleanText(r.ID, statussync.MaxNameText), Detail: "the stored record cannot be read", Err: err}
@@ -178,12 +201,21 @@ func (x *Eraser) Record(r statussync.Record) (data []byte, changed bool, err err
 	if gone {
 		return nil, true, nil
 	}
-	if r.Kind == statussync.RecordHub {
-		return r.Data, false, nil // a note of no person
-	}
 	data, changed, err = x.JSON(r.Data)
-	if err != nil {
+	switch {
+	case err != nil && r.Kind == statussync.RecordHub:
+		return r.Data, false, nil // a word of the hub's own, not JSON: of no person
+	case err != nil:
 		return nil, false, unreadable(r, err)
+	case r.Kind == statussync.RecordMaintenance && changed:
+		// One that was about their servers only is about nothing any more, and would not be understood.
+		var st storedWindow
+		if err := json.Unmarshal(data, &st); err != nil {
+			return nil, false, unreadable(r, err)
+		}
+		if len(st.ServerIDs)+len(st.EnvironmentIDs)+len(st.Labels) == 0 {
+			return nil, true, nil
+		}
 	}
 	return data, changed, nil
 }
@@ -250,7 +282,7 @@ func (x *Eraser) fields(m map[string]any) (changed bool) {
 			continue
 		}
 		switch strings.ToLower(key) {
-		case "actor":
+		case "actor", "changed_by", "changedby":
 			if x.actor != "" && s == x.actor {
 				m[key] = Erased
 				changed = true
@@ -338,16 +370,45 @@ func bare(s *statussync.Status) *statussync.Status {
 // actorEntry takes the name out of the sentence. In that of an override (Engine.describe) it stands in one place, with
 // the note behind the status; of other sentences, where a note may stand anywhere, nothing is kept but who it was not.
 func (x *Eraser) actorEntry(e *statussync.Entry) bool {
-	name := statussync.CleanText(x.actor, statussync.MaxErrorText)
-	if c := e.Current; c != nil && c.Marks.Has(statussync.MarkOverride) && strings.HasPrefix(e.Details, overriddenBy+name+": ") {
+	if c := e.Current; c != nil && c.Marks.Has(statussync.MarkOverride) && strings.HasPrefix(e.Details, overriddenBy+x.inSentences()+": ") {
 		e.Details = overriddenBy + Erased + ": " + string(c.State) + ", " + string(c.Health)
 		return true
 	}
-	if e.Current != nil || !hasWord(e.Details, "by "+name) {
-		return false
+	switch {
+	case e.Current != nil:
+	case hasWord(e.Details, "by "+x.inSentences()):
+		e.Details = strings.ReplaceAll(string(e.Kind), "_", " ") + " by " + Erased
+		return true
+	case x.windows[e.MaintenanceID]:
+		// The note is at the end, in brackets (Engine.tellWindow). What may be cut too early names nobody either.
+		said, _, noted := strings.Cut(e.Details, " (")
+		e.Details = said
+		return noted
 	}
-	e.Details = strings.ReplaceAll(string(e.Kind), "_", " ") + " by " + Erased
-	return true
+	return false
+}
+
+// Span changes a span of uptime, and reports whether it did; remove says that it is of a server which is forgotten with
+// its id. A span has the sentence of the entry that it began with.
+func (x *Eraser) Span(s *statussync.Span) (changed, remove bool) {
+	if _, ok := x.names[s.ServerID]; ok {
+		return true, true
+	}
+	told := hasWord(s.Details, x.owner)
+	for id := range x.envs {
+		if _, ok := x.names[id]; ok && !told {
+			told = hasWord(s.Details, id)
+		}
+	}
+	if told {
+		s.Details = Erased
+	}
+	if by := overriddenBy + x.inSentences() + ": "; x.actor != "" && strings.HasPrefix(s.Details, by) {
+		said, _, _ := strings.Cut(strings.TrimPrefix(s.Details, by), " (")
+		s.Details = overriddenBy + Erased + ": " + said
+		return true, false
+	}
+	return told, false
 }
 
 // hasWord reports whether word stands in s with no letter or digit around it.

@@ -56,17 +56,19 @@ func remembered(t *testing.T) (records []statussync.Record, entries []*statussyn
 	set("mine", "ada", "ada's own <words>")
 	set("guest", "bob", "ada told me")
 	step(&statussync.MaintenanceSet{Window: statussync.Maintenance{ID: "w1", ServerIDs: []string{"mine", "guest"}, StartsAt: at.Add(time.Hour), EndsAt: at.Add(2 * time.Hour), Actor: "ada", Note: "by ada"}})
+	step(&statussync.MaintenanceSet{Window: statussync.Maintenance{ID: "w2", ServerIDs: []string{"mine", "named"}, StartsAt: at.Add(time.Hour), EndsAt: at.Add(2 * time.Hour), Actor: "bob"}})
 	records, more := e.Dirty(nil, 0)
 	if more {
 		t.Fatal("more")
 	}
-	return append(records, statussync.Record{Kind: statussync.RecordHub, ID: "volatile", Data: []byte("e7abc")}), eff.Entries
+	return append(records, statussync.Record{Kind: statussync.RecordHub, ID: "volatile", Data: []byte("e7abc")},
+		statussync.Record{Kind: statussync.RecordHub, ID: "owner/probing", Data: []byte(`{"enabled":false,"since":"2026-03-01T12:00:00.000Z","changed_by":"ada"}`)}), eff.Entries
 }
 
 // erase does what a store does, and returns what is left by kind and id.
 func erase(t *testing.T, x *Eraser, records []statussync.Record, entries []*statussync.Entry) (left map[string]string, ids ErasedIDs, changed int) {
 	t.Helper()
-	for _, kind := range []statussync.RecordKind{statussync.RecordEnvironment, statussync.RecordServer} {
+	for _, kind := range []statussync.RecordKind{statussync.RecordEnvironment, statussync.RecordServer, statussync.RecordMaintenance} {
 		for _, r := range records {
 			if r.Kind == kind {
 				if err := x.Definition(r); err != nil {
@@ -74,6 +76,9 @@ func erase(t *testing.T, x *Eraser, records []statussync.Record, entries []*stat
 				}
 			}
 		}
+	}
+	for _, e := range entries {
+		x.Told(e)
 	}
 	ids = x.Decide()
 	left = map[string]string{}
@@ -113,7 +118,7 @@ func TestEraseActor(t *testing.T) {
 	if d := cmp.Diff(ErasedIDs{}, ids); d != "" {
 		t.Error(d)
 	}
-	if changed != 2 { // the server's and the engine's
+	if changed != 3 { // the server's, the window's, and the switch's of probing
 		t.Errorf("%d records were changed", changed)
 	}
 	for k, v := range left {
@@ -126,9 +131,12 @@ func TestEraseActor(t *testing.T) {
 	if err := json.Unmarshal([]byte(left["server mine"]), &st); err != nil || st.Memory.Override.Actor != Erased || st.Memory.Override.Note != "" || st.Memory.Override.State != statussync.StateError {
 		t.Errorf("%+v, %v: the override is to stay in force", st.Memory, err)
 	}
-	var engine storedEngine
-	if err := json.Unmarshal([]byte(left["engine "]), &engine); err != nil || len(engine.Windows) != 1 || engine.Windows[0].Actor != Erased || engine.Windows[0].Note != "" || len(engine.Windows[0].ServerIDs) != 2 {
-		t.Errorf("%+v, %v", engine, err)
+	var w storedWindow
+	if err := json.Unmarshal([]byte(left["maintenance w1"]), &w); err != nil || w.Actor != Erased || w.Note != "" || len(w.ServerIDs) != 2 {
+		t.Errorf("%+v, %v: the window is to stay", w, err)
+	}
+	if d := cmp.Diff(`{"changed_by":"erased","enabled":false,"since":"2026-03-01T12:00:00.000Z"}`, left["hub owner/probing"]); d != "" {
+		t.Error(d)
 	}
 	var said []string
 	for _, e := range entries {
@@ -183,7 +191,11 @@ func TestEraseOwner(t *testing.T) {
 			t.Errorf("%s: %s", k, v)
 		}
 	}
-	if len(left) != len(records)-3 {
+	var w storedWindow
+	if err := json.Unmarshal([]byte(left["maintenance w1"]), &w); err != nil || len(w.ServerIDs) != 1 || w.Note != "by ada" {
+		t.Errorf("%+v, %v: the window is to stay for the other server", w, err)
+	}
+	if len(left) != len(records)-4 { // two servers, an environment, and a window for nobody else
 		t.Errorf("%d of %d records are left", len(left), len(records))
 	}
 	if d := cmp.Diff(before, places()[:len(before)], cmp.AllowUnexported(place{})); d != "" {
@@ -214,6 +226,81 @@ func TestEraseOwner(t *testing.T) {
 	}
 	if e := entries[len(before)]; e.ServerIDs[0] != "guest" || e.EnvironmentID != "box-s" || e.Details != "environment box-s is silent" {
 		t.Errorf("%+v", e)
+	}
+}
+
+// The journal tells of a window again and again, and repeats a note without its author.
+func TestEraseActorOfWindows(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		details []string // of entries about one window
+		record  string   // the window's own, where there still is one
+		want    []string
+	}{
+		{"known by the entry", []string{"maintenance began, set by ada, until 1: 2 servers (her words)", "maintenance ended: 2 servers (her words)"}, "",
+			[]string{"maintenance begin by erased", "maintenance ended: 2 servers"}},
+		{"known by the record", []string{"maintenance began, until 1: 1 server (her (own) words)", "maintenance was ended by bob: 1 server (her words)"}, `{"V":1,"Actor":"ada","ServerIDs":["a"]}`,
+			[]string{"maintenance began, until 1: 1 server", "maintenance was ended by bob: 1 server"}},
+		{"somebody else's", []string{"maintenance began, set by adam, until 1: 1 server (his words of ada)", "maintenance ended: 1 server (his words)"}, `{"V":1,"Actor":"adam","ServerIDs":["a"]}`,
+			[]string{"maintenance began, set by adam, until 1: 1 server (his words of ada)", "maintenance ended: 1 server (his words)"}},
+		{"ended by her", []string{"maintenance was ended by ada: 1 server (his words)"}, "", []string{"maintenance begin by erased"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			x := NewEraser("ada", "", counting())
+			if tc.record != "" {
+				if err := x.Definition(statussync.Record{Kind: statussync.RecordMaintenance, ID: "w", Data: []byte(tc.record)}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			var entries []*statussync.Entry
+			for _, d := range tc.details {
+				e := &statussync.Entry{Kind: statussync.KindMaintenanceBegin, MaintenanceID: "w", Details: d}
+				x.Told(e)
+				entries = append(entries, e)
+			}
+			x.Decide()
+			var got []string
+			for i, e := range entries {
+				if x.Entry(e) != (e.Details != tc.details[i]) {
+					t.Errorf("%q: it is not said whether it was changed", e.Details)
+				}
+				got = append(got, e.Details)
+			}
+			if d := cmp.Diff(tc.want, got); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}
+
+func TestEraseSpans(t *testing.T) {
+	owner := NewEraser("", "u1", counting())
+	owner.Environment(&statussync.Environment{ID: "box-m", Owner: "u1", Origin: statussync.OriginManaged})
+	owner.Server(&statussync.Server{ID: "mine", EnvironmentID: "box-m", Origin: statussync.OriginManaged})
+	owner.Server(&statussync.Server{ID: "conf", Owner: "u1", Origin: statussync.OriginConfig})
+	owner.Decide()
+	for _, tc := range []struct {
+		x               *Eraser
+		server, details string
+		want            string
+		remove          bool
+	}{
+		{owner, "mine", "crashed", "crashed", true},
+		{owner, "conf", "crashed", "crashed", true},
+		{owner, "guest", "crashed", "crashed", false},
+		{owner, "guest", "its owner u1 stopped it", Erased, false},
+		{owner, "guest", "environment box-m is silent", Erased, false},
+		{owner, "guest", "environment box-m2 is silent", "environment box-m2 is silent", false},
+		{NewEraser("ada", "", counting()), "a", "overridden by ada: error, unhealthy (her words)", "overridden by erased: error, unhealthy", false},
+		{NewEraser("ada", "", counting()), "a", "overridden by ada: error, unhealthy", "overridden by erased: error, unhealthy", false},
+		{NewEraser("ada", "", counting()), "a", "overridden by adam: error, unhealthy (ada)", "overridden by adam: error, unhealthy (ada)", false},
+		{NewEraser("ada", "", counting()), "a", "", "", false},
+	} {
+		s := statussync.Span{ServerID: tc.server, Details: tc.details}
+		changed, remove := tc.x.Span(&s)
+		if s.Details != tc.want || remove != tc.remove || changed != (remove || s.Details != tc.details) {
+			t.Errorf("%s %q became %q, changed %v, remove %v", tc.server, tc.details, s.Details, changed, remove)
+		}
 	}
 }
 

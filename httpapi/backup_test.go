@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -110,28 +111,55 @@ type lastErase struct {
 	err error
 }
 
-func (l *lastErase) Erase(_ context.Context, r wire.EraseRequest) (wire.EraseReport, error) {
+func (l *lastErase) Erase(_ context.Context, r wire.EraseRequest) (wire.Erasure, error) {
 	l.req = r
-	return wire.EraseReport{DryRun: r.DryRun, Entries: 3, ServersRemoved: []string{"a"}, EnvironmentsRemoved: []string{}, Servers: []string{}, Environments: []string{},
-		StillDefined: []wire.StillDefined{{ServerID: "b", Origin: "config"}}, FilesRemoved: []string{}}, l.err
+	at := wire.Time{Time: time.Unix(1772366400, 0).UTC()}
+	e := wire.Erasure{ID: "x1", Status: wire.ErasureRunning, DryRun: r.DryRun, StartedAt: at}
+	if r.DryRun {
+		e.Status, e.FinishedAt = wire.ErasureDone, &at
+		e.Report = &wire.EraseReport{DryRun: true, Entries: 3, ServersRemoved: []string{"a"}, EnvironmentsRemoved: []string{}, Servers: []string{}, Environments: []string{},
+			StillDefined: []wire.StillDefined{{ServerID: "b", Origin: "config"}}, FilesRemoved: []string{}}
+	}
+	return e, l.err
+}
+
+func (l *lastErase) Erasure(_ context.Context, id string) (wire.Erasure, error) {
+	if id != "x1" {
+		return wire.Erasure{}, statussync.NotFound("erasure", id)
+	}
+	return wire.Erasure{ID: id, Status: wire.ErasureFailed, Error: &wire.ErasureError{Code: statussync.CodeUnavailable, Detail: "the disk has no room"}}, nil
 }
 
 func TestEraseRoute(t *testing.T) {
 	l := &lastErase{}
 	s := serve(t, func(o *Options) { o.Eraser = l })
 	for _, token := range []string{"", viewerToken, operatorToken, agentToken} {
-		if a := s.do(t, token, "POST /api/v1/erase", `{"actor":"ada"}`); a.status != 401 && a.status != 403 {
-			t.Errorf("%d for %q", a.status, token)
+		for _, call := range []string{"POST /api/v1/erase", "GET /api/v1/erase/x1"} {
+			if a := s.do(t, token, call, `{"actor":"ada"}`); a.status != 401 && a.status != 403 {
+				t.Errorf("%s: %d for %q", call, a.status, token)
+			}
 		}
 	}
 	a := s.do(t, adminToken, "POST /api/v1/erase", `{"owner":"u1","dry_run":true}`)
-	want := `{"dry_run":true,"new_epoch":false,"entries":3,"records":0,"rows":0,"tokens":0,"mentions":0,"servers_removed":["a"],"environments_removed":[],` +
-		`"servers":[],"environments":[],"still_defined":[{"server_id":"b","origin":"config"}],"files_removed":[]}`
+	want := `{"id":"x1","status":"done","dry_run":true,"started_at":"2026-03-01T12:00:00.000Z","finished_at":"2026-03-01T12:00:00.000Z",` +
+		`"report":{"dry_run":true,"new_epoch":false,"entries":3,"records":0,"rows":0,"history_rows":0,"tokens":0,"mentions":0,"servers_removed":["a"],"environments_removed":[],` +
+		`"servers":[],"environments":[],"still_defined":[{"server_id":"b","origin":"config"}],"files_removed":[]}}`
 	if d := cmp.Diff(want, strings.TrimSpace(string(a.body))); a.status != 200 || d != "" {
 		t.Errorf("%d %s", a.status, d)
 	}
 	if d := cmp.Diff(wire.EraseRequest{Owner: "u1", DryRun: true}, l.req); d != "" {
 		t.Error(d)
+	}
+	a = s.do(t, adminToken, "POST /api/v1/erase", `{"owner":"u1"}`)
+	if a.status != 202 || a.header.Get("Location") != "/api/v1/erase/x1" || !strings.Contains(string(a.body), `"status":"running"`) {
+		t.Errorf("%d %s %s", a.status, a.header.Get("Location"), a.body)
+	}
+	a = s.do(t, adminToken, "GET /api/v1/erase/x1", "")
+	if a.status != 200 || !strings.Contains(string(a.body), `"status":"failed"`) || !strings.Contains(string(a.body), `"error":{"code":"unavailable","detail":"the disk has no room"}`) {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+	if a := s.do(t, adminToken, "GET /api/v1/erase/x2", ""); a.status != 404 {
+		t.Errorf("%d %s", a.status, a.body)
 	}
 	if strings.Contains(s.log.String(), "u1") {
 		t.Errorf("the log holds who was erased: %s", s.log.String())

@@ -17,13 +17,16 @@ import (
 // rewriteRows is how many rows a Rewriting has in memory at once.
 const rewriteRows = 500
 
-// Rewriting is the whole content of a store that nobody else uses, within one transaction. Its methods may be called by
+// Rewriting is the whole content of a store that nobody else uses, and of the history beside it, within one transaction. Its methods may be called by
 // one goroutine, and only until the function that Rewrite called has returned.
 type Rewriting struct {
 	ctx  context.Context
 	w    *writer
 	path string
+	o    Options
+	keep bool
 	n    int64 // rows changed
+	swap bool  // a history was rewritten
 }
 
 // Rewrite lets f change what the store in o.Dir holds, for which no service may run on it. All that f changes becomes
@@ -32,7 +35,8 @@ type Rewriting struct {
 //
 // Afterwards nothing of what was changed or ever deleted is left in the file, its log or its free pages; nor are copies
 // that migrations made, whose names are returned. If the process dies in between, the next Open or Rewrite does that.
-// It needs room for two copies of the store, one beside it and one in the operating system's folder for temporary files.
+// It needs room for two copies of the store, one beside it and one in the operating system's folder for temporary files,
+// and for two of the history, if f rewrites that.
 //
 // CodeNotFound: there is no store. CodeConflict: a process, such as a running service, uses it. CodeUnavailable as with
 // Open. It blocks as long as reading and writing the whole store take; ctx ends it only before the changes are durable.
@@ -50,17 +54,6 @@ func Rewrite(ctx context.Context, o Options, keep bool, why string, f func(*Rewr
 		return nil, err
 	}
 	defer func() { _ = lock.Close() }()
-	return rewriteFile(ctx, path, o, keep, func(w *writer) error {
-		r := &Rewriting{ctx: ctx, w: w, path: path}
-		if err := f(r); err != nil || r.n == 0 {
-			return err
-		}
-		return w.setMeta(metaNewEpoch, why)
-	})
-}
-
-// rewriteFile is Rewrite for one file of a directory whose lock the caller has.
-func rewriteFile(ctx context.Context, path string, o Options, keep bool, f func(*writer) error) (copies []string, err error) {
 	if err := prepareFile(path); err != nil {
 		return nil, err
 	}
@@ -71,9 +64,12 @@ func rewriteFile(ctx context.Context, path string, o Options, keep bool, f func(
 	if err != nil {
 		return nil, explain(path, "rewriting", err)
 	}
-	defer w.close()
-	if copies, err = copiesOf(path); err != nil {
-		return nil, statussync.NewError(statussync.CodeUnavailable, "the data directory cannot be read", err)
+	defer func() { w.close() }()
+	if w, err = finishScrub(w, o, path); err != nil { // of one that was interrupted
+		return nil, explain(path, "rewriting", err)
+	}
+	if copies, err = Copies(o.Dir); err != nil {
+		return nil, err
 	}
 	err = func() error {
 		if err := w.exec(`PRAGMA synchronous = FULL`); err != nil {
@@ -91,47 +87,73 @@ func rewriteFile(ctx context.Context, path string, o Options, keep bool, f func(
 		if err := w.exec(`BEGIN IMMEDIATE`); err != nil {
 			return err
 		}
-		if err := f(w); err != nil || !keep {
-			return errors.Join(err, w.exec(`ROLLBACK`))
+		r := &Rewriting{ctx: ctx, w: w, path: path, o: o, keep: keep}
+		if err := f(r); err != nil || !keep {
+			return errors.Join(err, w.exec(`ROLLBACK`), removeDrafts(o.Dir))
 		}
-		if err := w.setMeta(metaScrub, int64(1)); err != nil {
-			return err
+		set := []any{metaScrub, int64(1)}
+		if r.swap {
+			set = append(set, metaSwap, int64(1))
 		}
-		if err := ctx.Err(); err != nil {
-			return err
+		if r.n > 0 {
+			set = append(set, metaNewEpoch, why)
 		}
+		if err := errors.Join(w.setMeta(set...), ctx.Err()); err != nil {
+			return errors.Join(err, w.exec(`ROLLBACK`), removeDrafts(o.Dir))
+		}
+		// From here on the copy of the history stays: whether the commit is durable after an error, only the next Open knows.
 		if err := w.exec(`COMMIT`); err != nil {
 			return err
 		}
-		return scrub(w)
+		return scrub(w, o.Dir)
 	}()
 	if err != nil || !keep {
 		return copies, explain(path, "rewriting", err)
 	}
-	for _, c := range copies {
-		if err := os.Remove(filepath.Join(o.Dir, c)); err != nil {
-			return copies, statussync.NewError(statussync.CodeUnavailable, "a copy of the store cannot be removed", err)
-		}
-	}
-	return copies, nil
+	return copies, removeCopies(o.Dir, copies)
 }
 
-// copiesOf lists the copies of the store that migrations made beside it.
-func copiesOf(path string) ([]string, error) {
-	entries, err := os.ReadDir(filepath.Dir(path))
+// Copies lists the copies of the store and its history in a data directory that migrations made.
+func Copies(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, statussync.NewError(statussync.CodeUnavailable, "the data directory cannot be read", err)
+	}
 	var out []string
 	for _, e := range entries {
 		n := e.Name()
-		if strings.HasPrefix(n, fileName+".v") && (strings.HasSuffix(n, ".bak") || strings.HasSuffix(n, ".bak.part")) {
+		ours := strings.HasPrefix(n, fileName+".v") || strings.HasPrefix(n, HistoryFileName+".v")
+		if ours && (strings.HasSuffix(n, ".bak") || strings.HasSuffix(n, ".bak.part")) {
 			out = append(out, n)
 		}
 	}
-	return out, err
+	return out, nil
 }
 
-// scrub writes the file anew, without what was ever deleted from it, and empties the log. Whatever interrupts it, the
-// mark that it is due stays until it is done.
-func scrub(w *writer) error {
+func removeCopies(dir string, copies []string) error {
+	for _, c := range copies {
+		if err := os.Remove(filepath.Join(dir, c)); err != nil {
+			return statussync.NewError(statussync.CodeUnavailable, "a copy of the store cannot be removed", err)
+		}
+	}
+	return nil
+}
+
+// scrub writes the file anew, without what was ever deleted from it, and empties the log; before that it puts a history
+// that was rewritten in its place. Whatever interrupts it, the mark that it is due stays until it is done.
+func scrub(w *writer, dir string) error {
+	swap, err := w.number(`SELECT count(*) FROM meta WHERE key = ?`, metaSwap)
+	if err != nil {
+		return err
+	}
+	if swap > 0 {
+		if err := swapHistory(dir); err != nil {
+			return err
+		}
+	}
+	if err := removeDrafts(dir); err != nil {
+		return err
+	}
 	// In memory the whole file would have to fit there.
 	if err := w.exec(`PRAGMA temp_store = file`); err != nil {
 		return err
@@ -153,7 +175,7 @@ func scrub(w *writer) error {
 	if err := w.exec(`BEGIN IMMEDIATE`); err != nil {
 		return err
 	}
-	if err := w.exec(`DELETE FROM meta WHERE key = ?`, metaScrub); err != nil {
+	if err := w.exec(`DELETE FROM meta WHERE key IN (?, ?)`, metaScrub, metaSwap); err != nil {
 		return err
 	}
 	if err := w.exec(`COMMIT`); err != nil {
@@ -162,25 +184,33 @@ func scrub(w *writer) error {
 	return empty()
 }
 
-// finishScrub does what a Rewrite that was interrupted left to do.
-func (s *Store) finishScrub() error {
-	due, err := s.w.number(`SELECT count(*) FROM meta WHERE key = ?`, metaScrub)
-	if err != nil || due == 0 {
-		return err
+// finishScrub does what a Rewrite that was interrupted left to do, before anything else happens to a store and its
+// history. w is its writer; the result takes its place, also after an error.
+func finishScrub(w *writer, o Options, path string) (*writer, error) {
+	due, err := w.number(`SELECT count(*) FROM meta WHERE key = ?`, metaScrub)
+	if err != nil {
+		return w, err
 	}
-	s.log.Warn("an erasure was interrupted after its changes were stored; finishing it")
-	if err := scrub(s.w); err != nil {
-		return err
+	if due == 0 {
+		return w, removeDrafts(o.Dir)
 	}
-	s.dropWriter() // the next one has the store's settings
-	copies, err := copiesOf(s.path)
-	for _, c := range copies {
-		err = errors.Join(err, os.Remove(filepath.Join(s.opts.Dir, c)))
+	o.Logger.Warn("an erasure was interrupted after its changes were stored; finishing it")
+	if err := scrub(w, o.Dir); err != nil {
+		return w, err
 	}
+	copies, err := Copies(o.Dir)
 	if err == nil {
-		s.w, err = openWriter(s.path, s.opts)
+		err = removeCopies(o.Dir, copies)
 	}
-	return err
+	if err != nil {
+		return w, err
+	}
+	again, err := openWriter(path, o) // with the store's settings
+	if err != nil {
+		return w, err
+	}
+	w.close()
+	return again, nil
 }
 
 // Managed returns what Store.Managed does.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -144,24 +145,12 @@ func inspect(ctx context.Context, path string, whole bool) (info Info, err error
 	}
 	db.SetMaxOpenConns(1)
 	defer func() { _ = db.Close() }()
-	return info, explain(path, "reading", func() error {
-		provider, err := newProvider(db, embedded())
-		if err != nil {
+	return info, explain(path, "reading", func() (err error) {
+		if info.SchemaVersion, err = knownVersion(ctx, db, path, embedded()); err != nil {
 			return err
-		}
-		sources := provider.ListSources()
-		newest := sources[len(sources)-1].Version
-		if info.SchemaVersion, err = fileVersion(ctx, db, path); err != nil {
-			return err
-		}
-		switch v := info.SchemaVersion; {
-		case v == 0:
-			return damaged(path, "it is not the file of a store")
-		case v > newest:
-			return newerSchema(path, v, newest)
 		}
 		if whole {
-			if err := sound(ctx, db, path); err != nil {
+			if err := sound(ctx, db, path, "journal"); err != nil {
 				return err
 			}
 		}
@@ -182,11 +171,30 @@ max((SELECT coalesce(max(seq), 0) FROM entries), coalesce((SELECT value FROM met
 	}())
 }
 
-// sound reads the whole file.
-func sound(ctx context.Context, db *sql.DB, path string) error {
+// knownVersion is the file's schema version, which must be one of migrations.
+func knownVersion(ctx context.Context, db *sql.DB, path string, migrations fs.FS) (int64, error) {
+	provider, err := newProvider(db, migrations)
+	if err != nil {
+		return 0, err
+	}
+	sources := provider.ListSources()
+	newest := sources[len(sources)-1].Version
+	version, err := fileVersion(ctx, db, path)
+	switch {
+	case err != nil:
+	case version == 0:
+		err = damaged(path, "it is not the file of a store")
+	case version > newest:
+		err = newerSchema(path, version, newest)
+	}
+	return version, err
+}
+
+// sound reads the whole file, which may have one view.
+func sound(ctx context.Context, db *sql.DB, path, view string) error {
 	var odd string
 	err := db.QueryRowContext(ctx, `SELECT type || ' ' || name FROM sqlite_schema
-WHERE type NOT IN ('table', 'index', 'view') OR sql LIKE 'CREATE VIRTUAL%' OR (type = 'view' AND name <> 'journal') LIMIT 1`).Scan(&odd)
+WHERE type NOT IN ('table', 'index', 'view') OR sql LIKE 'CREATE VIRTUAL%' OR (type = 'view' AND name <> ?) LIMIT 1`, view).Scan(&odd)
 	if err == nil {
 		return damaged(path, "it has a "+statussync.CleanText(odd, statussync.MaxNameText)+", which no store has")
 	}

@@ -181,7 +181,7 @@ func (s *Store) open(ctx context.Context) error {
 	if s.w, err = openWriter(s.path, s.opts); err != nil {
 		return explain(s.path, "opening", err)
 	}
-	if err := s.finishScrub(); err != nil {
+	if s.w, err = finishScrub(s.w, s.opts, s.path); err != nil {
 		return explain(s.path, "opening", err)
 	}
 	if err := s.openReads(ctx); err != nil {
@@ -291,6 +291,7 @@ const (
 	metaClean        = "clean"
 	metaNewEpoch     = "new_epoch" // why the next Open begins a new epoch; absent: it does not
 	metaScrub        = "scrub"     // what was erased may still stand in free pages; absent: it does not
+	metaSwap         = "swap"      // a history that was rewritten takes the place of the one that is there; absent: none does
 )
 
 // load reads where the journal stands, and makes what must be durable before the first append is told: that the store

@@ -17,6 +17,7 @@ type EraseReport struct {
 	Entries  int `json:"entries" doc:"Entries of the journal that were reduced."`
 	Records  int `json:"records" doc:"Pieces of stored evidence that were changed."`
 	Rows     int `json:"rows" doc:"Rows of other tables that were changed."`
+	History  int `json:"history_rows" doc:"Servers whose uptime and probes were deleted, and spans of others that were changed."`
 	Tokens   int `json:"tokens" doc:"Agents' tokens that ended with their environments."`
 	Mentions int `json:"mentions" doc:"Stored rows that still hold the name as a word: in ids, labels or free text, or because it means something else there."`
 
@@ -26,6 +27,33 @@ type EraseReport struct {
 	Environments        []string       `json:"environments" nullable:"false" doc:"Environments that lost their owner."`
 	StillDefined        []StillDefined `json:"still_defined" nullable:"false" doc:"Definitions outside the store that name the owner: they bring the name back unless they are edited first."`
 	FilesRemoved        []string       `json:"files_removed" nullable:"false" doc:"Copies of the store that migrations had made."`
+}
+
+// ErasureStatus says how far an erasure is.
+type ErasureStatus string
+
+// Every ErasureStatus.
+const (
+	ErasureRunning ErasureStatus = "running"
+	ErasureDone    ErasureStatus = "done"
+	ErasureFailed  ErasureStatus = "failed"
+)
+
+// Erasure is the answer to POST /erase, and to GET /erase/{id} afterwards. It never says who it was.
+type Erasure struct {
+	ID         string        `json:"id" doc:"Ask for it at /erase/{id}: the process remembers its last 10."`
+	Status     ErasureStatus `json:"status" enum:"running,done,failed"`
+	DryRun     bool          `json:"dry_run"`
+	StartedAt  Time          `json:"started_at"`
+	FinishedAt *Time         `json:"finished_at,omitempty"`
+	Report     *EraseReport  `json:"report,omitempty" doc:"Of one that is done."`
+	Error      *ErasureError `json:"error,omitempty" doc:"Of one that failed: nothing was changed, unless it says otherwise."`
+}
+
+// ErasureError is why an erasure failed.
+type ErasureError struct {
+	Code   statussync.Code `json:"code" enum:"invalid,not_found,conflict,internal,unavailable"`
+	Detail string          `json:"detail"`
 }
 
 // StillDefined is a definition that names an owner who was erased.
