@@ -124,6 +124,7 @@ type service struct {
 	server   *http.Server
 
 	operations
+	fallback bool // where it does not start, the one before it is started again
 	version  string
 	notifier *notifier // nil: no service manager
 }
@@ -313,11 +314,12 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, 
 	core := start("hub", ended, s.hub.Run)
 	var parts []*part
 	defer func() {
-		if next == nil && s.options.OnStopping != nil {
+		again := next != nil || s.fallback && !started && ctx.Err() == nil
+		if !again && s.options.OnStopping != nil {
 			s.options.OnStopping()
 		}
 		s.close()
-		err = errors.Join(err, s.shutdown(core, parts, next != nil))
+		err = errors.Join(err, s.shutdown(core, parts, again))
 	}()
 
 	select {
