@@ -1033,3 +1033,20 @@ func TestFallbackIsNoStop(t *testing.T) {
 		door.close()
 	}
 }
+
+// TestNoReloadBehindARestart: a restart that was accepted goes on with the file as it was then, so nobody may be told that a
+// later one is in force.
+func TestNoReloadBehindARestart(t *testing.T) {
+	x := startControlled(t, map[string]string{"c.yaml": ""})
+	if err := x.turn.take(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	x.going = true // as between its acceptance and the stop
+	x.turn.give()
+	_, err := x.Reload(t.Context(), "ada")
+	wantCode(t, err, statussync.CodeConflict, "a restart is under way")
+	s, err := x.SyncAll(t.Context())
+	if err != nil || s.FailedCount != 1 {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
