@@ -125,7 +125,7 @@ func TestEraseRoute(t *testing.T) {
 		}
 	}
 	a := s.do(t, adminToken, "POST /api/v1/erase", `{"owner":"u1","dry_run":true}`)
-	want := `{"dry_run":true,"new_epoch":false,"entries":3,"records":0,"rows":0,"tokens":0,"mentions":0,"servers_removed":["a"],"environments_removed":[],` +
+	want := `{"dry_run":true,"new_epoch":false,"entries":3,"records":0,"rows":0,"history_rows":0,"tokens":0,"mentions":0,"servers_removed":["a"],"environments_removed":[],` +
 		`"servers":[],"environments":[],"still_defined":[{"server_id":"b","origin":"config"}],"files_removed":[]}`
 	if d := cmp.Diff(want, strings.TrimSpace(string(a.body))); a.status != 200 || d != "" {
 		t.Errorf("%d %s", a.status, d)
