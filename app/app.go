@@ -127,6 +127,7 @@ type service struct {
 	server   *http.Server
 
 	operations
+	fallback bool // where it does not start, the one before it is started again
 	version  string
 	notifier *notifier // nil: no service manager
 }
@@ -318,11 +319,12 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, 
 	core := start("hub", ended, s.hub.Run)
 	var parts []*part
 	defer func() {
-		if next == nil && s.options.OnStopping != nil {
+		again := next != nil || s.fallback && !started && ctx.Err() == nil
+		if !again && s.options.OnStopping != nil {
 			s.options.OnStopping()
 		}
 		s.close()
-		stopped, unclosed := s.shutdown(core, parts, next != nil)
+		stopped, unclosed := s.shutdown(core, parts, again)
 		if err = errors.Join(err, stopped); next != nil {
 			next.unclosed = unclosed
 		}

@@ -137,6 +137,8 @@ func (s *service) Reload(ctx context.Context, actor string) (wire.Reload, error)
 	return r, nil
 }
 
+var errRestarting = statussync.NewError(statussync.CodeConflict, "a restart is under way already", nil)
+
 var errNoFile = statussync.NewError(statussync.CodeConflict, "this service was not started from a configuration file", nil)
 
 func (s *service) reload(ctx context.Context) (wire.Reload, error) {
@@ -154,6 +156,9 @@ func (s *service) reload(ctx context.Context) (wire.Reload, error) {
 // swap puts a configuration in force that differs only in what can change while the service runs: first all is built that
 // can fail, then it is exchanged. On error nothing has changed. The caller has the turn.
 func (s *service) swap(ctx context.Context, next *Config) ([]*statussync.Entry, error) {
+	if s.going { // which goes on with the file as it was when it was accepted
+		return nil, errRestarting
+	}
 	old := s.current.Load()
 	if host, _, err := net.SplitHostPort(next.Listen); err == nil && !isLoopback(host) && len(next.tokens()) == 0 {
 		return nil, statussync.Invalid("auth", "can't be taken away while "+strconv.Quote(next.Listen)+" is listened on, which other machines can reach; restart with another listen")
@@ -274,7 +279,7 @@ func (s *service) requestRestart(ctx context.Context, between func(ctx context.C
 	}
 	defer s.turn.give()
 	if s.going {
-		return statussync.NewError(statussync.CodeConflict, "a restart is under way already", nil)
+		return errRestarting
 	}
 	next, err := s.prepareRestart(ctx)
 	if err != nil {

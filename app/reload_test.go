@@ -1020,3 +1020,53 @@ func TestRestartBetween(t *testing.T) {
 	}
 	door.close()
 }
+
+// TestFallbackIsNoStop: where the service of a restart does not start and the one before is to come back, nobody is told that
+// the process stops: a service manager would kill it soon.
+func TestFallbackIsNoStop(t *testing.T) {
+	data := t.TempDir()
+	r := startWhole(t, data, "")
+	if _, err := r.as("admin-token").AddServer(t.Context(), wire.ServerSpec{ID: "taken", Probe: &wire.ProbeSpec{Kind: "none"}}); err != nil {
+		t.Fatal(err)
+	}
+	r.stop()
+	c := testConfig(t, "servers: [{id: taken, probe: {kind: none}}]\n")
+	c.Data = data
+	for _, fallback := range []bool{true, false} {
+		door, err := openDoor("127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		stopping := 0
+		s, err := newService(t.Context(), c, Options{Logger: quiet(), OnStopping: func() { stopping++ }}, door.entrance())
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.fallback = fallback
+		next, started, err := s.run(t.Context(), func(Ready) { t.Error("ready") })
+		if wantCode(t, err, statussync.CodeConflict); next != nil || started {
+			t.Errorf("%v %v", next, started)
+		}
+		if (stopping == 0) != fallback {
+			t.Errorf("with fallback %v the stop was told %d times", fallback, stopping)
+		}
+		door.close()
+	}
+}
+
+// TestNoReloadBehindARestart: a restart that was accepted goes on with the file as it was then, so nobody may be told that a
+// later one is in force.
+func TestNoReloadBehindARestart(t *testing.T) {
+	x := startControlled(t, map[string]string{"c.yaml": ""})
+	if err := x.turn.take(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	x.going = true // as between its acceptance and the stop
+	x.turn.give()
+	_, err := x.Reload(t.Context(), "ada")
+	wantCode(t, err, statussync.CodeConflict, "a restart is under way")
+	s, err := x.SyncAll(t.Context())
+	if err != nil || s.FailedCount != 1 {
+		t.Errorf("%+v, %v", s, err)
+	}
+}

@@ -71,7 +71,7 @@ func (r *runner) run(ctx context.Context, c *Config) error {
 	defer func() { r.old.close() }()
 	var before *Config // what there was before the restart, until it has succeeded
 	for {
-		next, started, err := r.once(ctx, c)
+		next, started, err := r.once(ctx, c, before != nil)
 		log, _ := r.o.logger(c)
 		log = log.With("component", "app")
 		switch {
@@ -125,12 +125,13 @@ func (r *runner) run(ctx context.Context, c *Config) error {
 	}
 }
 
-// once makes a service and runs it.
-func (r *runner) once(ctx context.Context, c *Config) (next *restart, started bool, err error) {
+// once makes a service and runs it. fallback: another one follows where it does not start.
+func (r *runner) once(ctx context.Context, c *Config, fallback bool) (next *restart, started bool, err error) {
 	s, err := newService(ctx, c, r.o, r.door.entrance())
 	if err != nil {
 		return nil, false, err
 	}
+	s.fallback = fallback
 	return s.run(ctx, func(ready Ready) {
 		r.old.close()
 		r.old = nil

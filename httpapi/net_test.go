@@ -226,7 +226,7 @@ func TestWebSocketOverTLS(t *testing.T) {
 func TestCaps(t *testing.T) {
 	own := Limits{Connections: 2, Subscriptions: 1, CommandsPerSecond: 1, FilterIDs: 2, FilterClauses: 1, ReplayBytesPerSecond: 5000}
 	s := serve(t, func(o *Options) {
-		o.MaxFilterIDs = 4
+		o.MaxFilterIDs, o.Rollups = 4, noRollups{}
 		o.Auth = NewTokens([]TokenSpec{
 			{Name: "eve", Role: RoleViewer, Token: viewerToken}, {Name: "tiny", Role: RoleOperator, Token: operatorToken, Limits: own},
 		}, nil)
@@ -250,6 +250,7 @@ func TestCaps(t *testing.T) {
 		{viewerToken, "/api/v1/updates?server_ids=a,b,c,d,e", "query.server_ids", "may give 4 (limit filter_ids)"},
 		{operatorToken, "/api/v1/servers?environment_ids=a,b", "", ""},
 		{viewerToken, "/api/v1/updates?server_ids=a,b,c,d", "", ""},
+		{operatorToken, "/api/v1/uptime?environment_ids=a,b,c", "query.environment_ids", "may give 2 (limit filter_ids)"},
 	} {
 		a := s.do(t, row.token, "GET "+row.path, "")
 		if row.says == "" {
@@ -464,3 +465,6 @@ func (memRegistry) RotateAgentToken(_ context.Context, id string) (string, []sta
 func (memRegistry) DropAgentToken(_ context.Context, id, _ string) error {
 	return statussync.NotFound("environment", id)
 }
+
+// noRollups is asked nothing.
+type noRollups struct{ Rollups }

@@ -298,3 +298,24 @@ func BenchmarkSnapshot(b *testing.B) {
 		})
 	}
 }
+
+// TestRelativePaths: a store, its snapshot and what looks at that may be named from where the process stands.
+func TestRelativePaths(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.Mkdir("data", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, Options{Dir: "data"})
+	if err := s.Append(t.Context(), &statussync.Batch{Entries: updates("e1", 0, 5, 1)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := SnapshotFile(t.Context(), filepath.Join("data", FileName), "copy.db"); err != nil {
+		t.Fatal(err)
+	}
+	if err := Restored(t.Context(), "copy.db"); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := Check(t.Context(), "copy.db"); err != nil || info.Head.Seq != 5 {
+		t.Errorf("%+v, %v", info, err)
+	}
+}

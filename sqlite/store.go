@@ -247,6 +247,9 @@ func dsn(path string, pragmas ...string) string {
 	}
 	q := url.Values{"mode": {"rw"}, "_error_rc": {"1"}, "_dqs": {"0"}}
 	q["_pragma"] = append([]string{fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds())}, pragmas...)
+	if abs, err := filepath.Abs(path); err == nil { // a URI's path begins at the root
+		path = abs
+	}
 	u := url.URL{Scheme: "file", Path: filepath.ToSlash(path), RawQuery: q.Encode()}
 	if !strings.HasPrefix(u.Path, "/") {
 		u.Path = "/" + u.Path // a Windows drive

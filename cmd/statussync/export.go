@@ -265,7 +265,7 @@ func (x *ndjson) flush() error { return x.w.Flush() }
 // csvColumns are the columns of an export as CSV; they are only ever added to, at the end (docs/operations.md).
 var csvColumns = [...]string{
 	"seq", "epoch", "timestamp", "kind", "source", "server_id", "environment_id", "version", "previous_state", "previous_health",
-	"previous_reason", "state", "health", "reason", "cause", "marks", "changes", "server_ids", "last_error", "details",
+	"previous_reason", "state", "health", "reason", "cause", "marks", "changes", "server_ids", "last_error", "details", "maintenance_id",
 }
 
 type csvExport struct {
@@ -314,7 +314,7 @@ func (x *csvExport) entry(raw []byte) error {
 	if cur == nil {
 		cur = &statussync.Status{}
 	}
-	x.row = append(x.row, cur.Cause, strings.Join(cur.Marks.Strings(), " "), strings.Join(e.Changes, " "), strings.Join(e.ServerIDs, " "), cur.LastError, e.Details)
+	x.row = append(x.row, cur.Cause, strings.Join(cur.Marks.Strings(), " "), strings.Join(e.Changes, " "), strings.Join(e.ServerIDs, " "), cur.LastError, e.Details, e.MaintenanceID)
 	for i := range x.row {
 		x.row[i] = noFormula(x.row[i])
 	}

@@ -199,6 +199,7 @@ func TestExportCSV(t *testing.T) {
 	}
 	add(statussync.Entry{Kind: statussync.KindServerRemoved, Source: statussync.SourceSystem, ServerID: "weather", Version: 4, Previous: was, Details: "server weather was removed"})
 	add(statussync.Entry{Kind: statussync.KindEnvironmentSilent, Source: statussync.SourceSystem, EnvironmentID: "box-7", ServerIDs: []string{"=a", "b"}, Details: "environment box-7 is silent"})
+	add(statussync.Entry{Kind: statussync.KindMaintenanceBegin, Source: statussync.SourceManual, MaintenanceID: "-w", ServerIDs: []string{"weather"}, Details: "maintenance began"})
 	r := exec(t.Context(), []string{"export", "--format", "csv"}, withEnv("STATUSSYNC_SERVER", url))
 	if r.code != 0 {
 		t.Fatalf("%+v", r)
