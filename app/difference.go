@@ -2,11 +2,13 @@ package app
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/agentopia/statussync"
 	"github.com/agentopia/statussync/httpapi"
@@ -53,10 +55,38 @@ func reloaded(old, file *Config, live func(key string) bool) (*Config, wire.Relo
 	// An agent's token is part of its environment, though the registry only knows whether there is one.
 	out.Environments = difference(old.Environments, merged.Environments, func(e *EnvironmentConfig) string { return e.ID })
 	out.Tokens = difference(old.tokens(), merged.tokens(), func(t *TokenConfig) string { return t.Name })
-	if n, all := out.Servers.RemovedCount, len(before.Servers); n > 5 && n*5 > all {
+	if n, all := out.Servers.RemovedCount, len(before.Servers); many(n, all) {
 		out.Warnings = append(out.Warnings, fmt.Sprintf("%d of %d servers were removed", n, all))
 	}
 	return &merged, out
+}
+
+// many reports whether a registry that lost n of all its servers in one read is to be doubted: more than 20 % and more
+// than 5 (docs/domain.md, Journal entries).
+func many(n, all int) bool { return n > 5 && n*5 > all }
+
+// settleTime is how long after a doubtful read of the configuration it is read again. Editors and copies write a file of
+// 64 MiB in less.
+const settleTime = time.Second
+
+// loadSettled is load for those who ask for nothing in particular to be removed: where it has lost many of old's servers,
+// as a file has while it is written, it is read once more, and what it says then counts. It blocks up to settleTime and
+// two loads, or until ctx ends.
+func loadSettled(ctx context.Context, old *Config, load func() (*Config, error)) (*Config, error) {
+	file, err := load()
+	if err != nil {
+		return nil, err
+	}
+	d := difference(old.Registry().Servers, file.Registry().Servers, func(s *statussync.Server) string { return s.ID })
+	if !many(d.RemovedCount, len(old.Servers)) {
+		return file, nil
+	}
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-time.After(settleTime):
+	}
+	return load()
 }
 
 // tokens are the people's credentials, in the form in which they are compared: where a secret comes from does not count.

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/coder/websocket"
@@ -364,6 +365,50 @@ func TestAnEmptyFileIsNotReloaded(t *testing.T) {
 		if d := gcmp.Diff(before, x.state()); d != "" {
 			t.Errorf("%q changed something:\n%s", content, d)
 		}
+	}
+}
+
+// A sync that meets a file which is being written reads it again before it removes most servers.
+func TestADoubtfulFileIsReadAgain(t *testing.T) {
+	with := func(n int) *Config {
+		c := DefaultConfig()
+		for i := range n {
+			c.Servers = append(c.Servers, ServerConfig{ID: fmt.Sprintf("s%d", i)})
+		}
+		return c
+	}
+	broken := errors.New("broken")
+	for _, c := range []struct {
+		name  string
+		reads []any // the numbers of servers, or errors, that reads find
+		want  any
+		loads int
+	}{
+		{"nothing is lost", []any{30}, 30, 1},
+		{"a fifth", []any{24}, 24, 1},
+		{"more, for a moment", []any{23, 30}, 30, 2},
+		{"more, for good", []any{3, 3}, 3, 2},
+		{"more, and then broken", []any{3, broken}, broken, 2},
+		{"broken", []any{broken}, broken, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				begun, loads := time.Now(), 0
+				got, err := loadSettled(t.Context(), with(30), func() (*Config, error) {
+					loads++
+					if err, ok := c.reads[loads-1].(error); ok {
+						return nil, err
+					}
+					return with(c.reads[loads-1].(int)), nil
+				})
+				if n, ok := c.want.(int); ok && (err != nil || len(got.Servers) != n) || !ok && !errors.Is(err, broken) {
+					t.Errorf("%v, %v, want %v", got, err, c.want)
+				}
+				if waited := time.Since(begun); loads != c.loads || waited != time.Duration(c.loads-1)*settleTime {
+					t.Errorf("%d reads in %v", loads, waited)
+				}
+			})
+		})
 	}
 }
 

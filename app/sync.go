@@ -131,7 +131,7 @@ func (y *syncing) configured(ctx context.Context) {
 		return
 	}
 	defer s.turn.give()
-	file, err := LoadConfig(s.options.ConfigFile)
+	file, err := loadSettled(ctx, s.current.Load(), func() (*Config, error) { return LoadConfig(s.options.ConfigFile) })
 	if err == nil {
 		next := *s.current.Load()
 		next.Environments, next.Servers = file.Environments, file.Servers
