@@ -79,8 +79,10 @@ type Manager struct {
 	// turn holds one token while somebody changes or reads what follows.
 	turn    chan struct{}
 	servers map[string]*statussync.Server
+	inEnv   map[string]map[string]*statussync.Server // the same by environment
 	envs    map[string]*environment
 	unsure  bool // memory, store and hub may differ: reconcileLocked is due
+	partly  bool // the hub has refused some of it for good
 	wake    chan struct{}
 }
 
@@ -516,7 +518,7 @@ func (m *Manager) storeLocked(ctx context.Context, c *statussync.ManagedChange) 
 
 func (m *Manager) applyLocked(c *statussync.ManagedChange) {
 	for _, id := range c.RemoveServers {
-		delete(m.servers, id)
+		m.forgetLocked(id)
 	}
 	tokens := len(c.RemoveTokens)+len(c.PutTokens) > 0
 	for _, id := range c.RemoveEnvironments {
@@ -537,7 +539,7 @@ func (m *Manager) applyLocked(c *statussync.ManagedChange) {
 	}
 	for i := range c.PutServers {
 		s := c.PutServers[i]
-		m.servers[s.ID] = &s
+		m.rememberLocked(&s)
 	}
 	for _, t := range c.PutTokens {
 		if env := m.envs[t.EnvironmentID]; env != nil {
@@ -546,6 +548,27 @@ func (m *Manager) applyLocked(c *statussync.ManagedChange) {
 	}
 	if tokens {
 		m.tellAgentsLocked()
+	}
+}
+
+func (m *Manager) rememberLocked(s *statussync.Server) {
+	m.forgetLocked(s.ID)
+	m.servers[s.ID] = s
+	if m.inEnv[s.EnvironmentID] == nil {
+		m.inEnv[s.EnvironmentID] = map[string]*statussync.Server{}
+	}
+	m.inEnv[s.EnvironmentID][s.ID] = s
+}
+
+func (m *Manager) forgetLocked(id string) {
+	s := m.servers[id]
+	if s == nil {
+		return
+	}
+	delete(m.servers, id)
+	delete(m.inEnv[s.EnvironmentID], id)
+	if len(m.inEnv[s.EnvironmentID]) == 0 {
+		delete(m.inEnv, s.EnvironmentID)
 	}
 }
 
@@ -594,13 +617,14 @@ func (m *Manager) readLocked(ctx context.Context) error {
 		return err
 	}
 	m.servers = make(map[string]*statussync.Server, len(all.Servers))
+	m.inEnv = map[string]map[string]*statussync.Server{}
 	m.envs = make(map[string]*environment, len(all.Environments))
 	for i := range all.Environments {
 		e := &all.Environments[i]
 		m.envs[e.ID] = &environment{def: *e}
 	}
 	for i := range all.Servers {
-		m.servers[all.Servers[i].ID] = &all.Servers[i]
+		m.rememberLocked(&all.Servers[i])
 	}
 	for _, t := range all.Tokens {
 		if env := m.envs[t.EnvironmentID]; env != nil {
@@ -629,6 +653,7 @@ func (m *Manager) submitLocked(ctx context.Context) ([]*statussync.Entry, error)
 	slices.SortFunc(u.Environments, func(a, b statussync.Environment) int { return cmp.Compare(a.ID, b.ID) })
 	slices.SortFunc(u.Servers, func(a, b statussync.Server) int { return cmp.Compare(a.ID, b.ID) })
 	updates, err := m.o.Hub.Submit(ctx, u)
+	m.partly = err != nil
 	if err != nil {
 		if !refused(err) {
 			m.doubtLocked()
@@ -664,10 +689,15 @@ func (m *Manager) environmentLocked(id string) (env statussync.Environment, ok b
 // othersLocked yields the servers of an environment, of whatever origin.
 func (m *Manager) othersLocked(environmentID string) iter.Seq[*statussync.Server] {
 	return func(yield func(*statussync.Server) bool) {
-		for _, s := range m.servers {
-			if s.EnvironmentID == environmentID && !yield(s) {
+		ours := m.inEnv[environmentID]
+		for _, s := range ours {
+			if !yield(s) {
 				return
 			}
+		}
+		// Going through all servers takes long where there are many, and mostly there are no others.
+		if v, err := m.o.Hub.Environment(environmentID); err == nil && v.Servers == len(ours) && !m.partly {
+			return
 		}
 		views, _, _ := m.o.Hub.Servers(statussync.ServerQuery{EnvironmentIDs: []string{environmentID}, Limit: 1 << 30})
 		for i := range views {

@@ -377,6 +377,14 @@ func TestValidation(t *testing.T) {
 	}
 	_, err = m.AddServer(ctx, statussync.Server{ID: "a", EnvironmentID: "box-7", Container: "fixed"})
 	wantCode(t, err, statussync.CodeConflict, "container: ", `the server "fixed"`)
+	if _, err = m.AddServer(ctx, statussync.Server{ID: "beside", EnvironmentID: "box-7"}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = m.AddServer(ctx, statussync.Server{ID: "a", EnvironmentID: "box-7", Container: "fixed"}) // also among our own
+	wantCode(t, err, statussync.CodeConflict, "container: ", `the server "fixed"`)
+	if err := m.RemoveServer(ctx, "beside"); err != nil {
+		t.Fatal(err)
+	}
 
 	for field, e := range map[string]statussync.Environment{
 		"id": {ID: "a/b"}, "name": {ID: "a", Name: "\x07"}, "owner": {ID: "a", Owner: "\u200b"}, "address": {ID: "a", Address: "host:80"},
