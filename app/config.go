@@ -121,7 +121,7 @@ type ProbeConfig struct {
 
 // ProbeDefaults is how servers are probed that don't say otherwise, and how many at once.
 type ProbeDefaults struct {
-	Kind              string   `yaml:"kind"`
+	Kind              string   `yaml:"kind,omitempty"` // empty: by the transport
 	Path              string   `yaml:"path"`
 	Interval          Duration `yaml:"interval"`
 	Timeout           Duration `yaml:"timeout"`
@@ -414,7 +414,9 @@ func (c *Config) check(d *decoder) {
 
 func (c *Config) checkProbeDefaults(d *decoder, oneOf func(string, string, ...string), positive func(string, Duration)) {
 	pr := &c.Probe
-	oneOf("probe.kind", pr.Kind, "http", "none")
+	if pr.Kind != "" || !d.absent("probe.kind") {
+		oneOf("probe.kind", pr.Kind, "http", "mcp", "none")
+	}
 	if !strings.HasPrefix(pr.Path, "/") {
 		d.failAt("probe.path", "must begin with /")
 	}
@@ -447,11 +449,9 @@ const minProbeInterval = 100 * time.Millisecond
 func (c *Config) checkProbe(d *decoder, p string, s *ServerConfig, env *EnvironmentConfig) {
 	pr := &s.Probe
 	switch pr.Kind {
-	case "", "http", "none":
-	case "mcp":
-		d.failAt(p+".kind", "mcp is not supported yet; use http")
+	case "", "http", "mcp", "none":
 	default:
-		d.failAt(p+".kind", "must be one of http, none, not %q", pr.Kind)
+		d.failAt(p+".kind", "must be one of http, mcp, none, not %q", pr.Kind)
 	}
 	if pr.Path != "" && !strings.HasPrefix(pr.Path, "/") {
 		d.failAt(p+".path", "must begin with /")
