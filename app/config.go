@@ -36,12 +36,14 @@ type Config struct {
 	AllowNetworks  []string            `yaml:"allow_networks,omitempty"`
 	Environments   []EnvironmentConfig `yaml:"environments,omitempty"`
 	Servers        []ServerConfig      `yaml:"servers,omitempty"`
-	Probe          ProbeDefaults       `yaml:"probe"`
-	Heartbeat      HeartbeatConfig     `yaml:"heartbeat"`
-	Transitions    TransitionsConfig   `yaml:"transitions"`
-	Flapping       FlappingConfig      `yaml:"flapping"`
-	Journal        JournalConfig       `yaml:"journal"`
-	Rollups        RollupsConfig       `yaml:"rollups"`
+	// MCPConfig are files of MCP clients (mcp.json and its cousins) whose servers are monitored too.
+	MCPConfig   []string          `yaml:"mcp_config,omitempty"`
+	Probe       ProbeDefaults     `yaml:"probe"`
+	Heartbeat   HeartbeatConfig   `yaml:"heartbeat"`
+	Transitions TransitionsConfig `yaml:"transitions"`
+	Flapping    FlappingConfig    `yaml:"flapping"`
+	Journal     JournalConfig     `yaml:"journal"`
+	Rollups     RollupsConfig     `yaml:"rollups"`
 
 	// scale compresses every time of the rules; only the demo sets it.
 	scale float64
@@ -332,6 +334,7 @@ func (c *Config) check(d *decoder) {
 			d.failAt(fmt.Sprintf("allowed_origins[%d]", i), "%q is not an origin such as https://status.example.com", s)
 		}
 	}
+	c.checkMCPConfig(d)
 	c.checkProbeDefaults(d, oneOf, positive)
 	if late, lost := c.Heartbeat.LateAfter, c.Heartbeat.LostAfter; (late == 0) != (lost == 0) {
 		if late == 0 && d.absent("heartbeat.late_after") || lost == 0 && d.absent("heartbeat.lost_after") {
