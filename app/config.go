@@ -181,6 +181,16 @@ func DefaultConfig() *Config {
 	}
 }
 
+// PlainConfig is DefaultConfig with another address and store; empty: the default. It is checked like a file.
+func PlainConfig(listen, data string) (*Config, error) {
+	def := DefaultConfig()
+	doc, err := yaml.Dump(map[string]string{"listen": firstOf(listen, def.Listen), "data": firstOf(data, def.Data)})
+	if err != nil {
+		return nil, err
+	}
+	return ParseConfig("the command line", doc)
+}
+
 // maxConfigBytes bounds a configuration file.
 const maxConfigBytes = 64 << 20
 

@@ -16,6 +16,8 @@ func (c *cli) serveCmd() *cobra.Command {
 	var (
 		file    string
 		imports []string
+		listen  string
+		data    string
 	)
 	cmd := &cobra.Command{
 		Use:   "serve [--config FILE] [--mcp-config FILE]…",
@@ -28,13 +30,22 @@ service runs; conf.d/*.yaml beside it belongs to it.
 Without --config everything else has its default. Commands in such a file are never started: see "statussync check" for those.`,
 		Example: `  statussync serve --config statussync.yaml
   statussync serve --mcp-config ~/.cursor/mcp.json`,
-		Args:    cobra.NoArgs,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			// From the beginning: a SIGHUP that comes while the service starts must not end it. One that waits is enough.
 			hangups := make(chan os.Signal, 1)
 			signal.Notify(hangups, syscall.SIGHUP)
 			defer signal.Stop(hangups)
+			if file != "" && (listen != "" || data != "") {
+				return usagef("--listen and --data go without --config; with it they are its keys listen and data")
+			}
 			cfg := app.DefaultConfig()
+			if listen != "" || data != "" {
+				var err error
+				if cfg, err = app.PlainConfig(listen, data); err != nil {
+					return &usageError{err}
+				}
+			}
 			if file != "" {
 				var err error
 				if cfg, err = app.LoadConfig(file); err != nil {
@@ -53,11 +64,16 @@ Without --config everything else has its default. Commands in such a file are ne
 	}
 	cmd.Flags().StringVar(&file, "config", "", "configuration file (YAML)")
 	cmd.Flags().StringArrayVar(&imports, "mcp-config", nil, "mcp.json whose servers are monitored (repeatable)")
+	cmd.Flags().StringVar(&listen, "listen", "", "without --config: loopback address of the service (default 127.0.0.1:8080)")
+	cmd.Flags().StringVar(&data, "data", "", "without --config: folder of the store (default ./data)")
 	cmd.MarkFlagsOneRequired("config", "mcp-config")
 	if err := cmd.MarkFlagFilename("config", "yaml", "yml"); err != nil {
 		panic(err) // the flags stand above
 	}
 	if err := cmd.MarkFlagFilename("mcp-config", "json"); err != nil {
+		panic(err)
+	}
+	if err := cmd.MarkFlagDirname("data"); err != nil {
 		panic(err)
 	}
 	return cmd
