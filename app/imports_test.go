@@ -241,3 +241,62 @@ func TestPlainConfig(t *testing.T) {
 		t.Error("anybody could come in")
 	}
 }
+
+// TestImportsGiveWay: the configuration may claim an id that a file of mcp_config has, at a reload too; the file's server gives
+// way and comes back when the id is free. What people define by API stays theirs.
+func TestImportsGiveWay(t *testing.T) {
+	none := "servers: [{id: own, probe: {kind: none}}]\nmcp_config: [mcp.json]\n"
+	x := startControlled(t, map[string]string{"c.yaml": none, "mcp.json": fileOf("a", "b", "own")})
+	origin := func(id string) statussync.Origin {
+		v, err := x.hub.Server(id)
+		if err != nil {
+			return ""
+		}
+		return v.Server.Origin
+	}
+	want := func(when string, origins map[string]statussync.Origin) {
+		t.Helper()
+		for id, o := range origins {
+			if got := origin(id); got != o {
+				t.Errorf("%s: %s comes from %q, want %q", when, id, got, o)
+			}
+		}
+	}
+	reload := func(config string) []string {
+		t.Helper()
+		x.write(map[string]string{"c.yaml": config})
+		r, err := x.Reload(t.Context(), "test")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Warnings
+	}
+	want("at the start", map[string]statussync.Origin{"a": statussync.OriginMCPConfig, "b": statussync.OriginMCPConfig, "own": statussync.OriginConfig})
+	if w := reload(strings.Replace(none, "{id: own", "{id: a, probe: {kind: none}}, {id: own", 1)); len(w) != 2 || !strings.Contains(w[0], `"a"`) || !strings.Contains(w[1], `"own"`) {
+		t.Errorf("%q", w)
+	}
+	want("claimed", map[string]statussync.Origin{"a": statussync.OriginConfig, "b": statussync.OriginMCPConfig})
+	reload(none)
+	want("free again", map[string]statussync.Origin{"a": statussync.OriginMCPConfig, "own": statussync.OriginConfig})
+	if _, err := x.registry.AddServer(t.Context(), statussync.Server{ID: "b"}); statussync.CodeOf(err) != statussync.CodeConflict {
+		t.Errorf("%v", err)
+	}
+	if _, err := x.registry.AddServer(t.Context(), statussync.Server{ID: "later", Probe: statussync.ProbeSpec{Kind: statussync.ProbeNone}}); err != nil {
+		t.Fatal(err)
+	}
+	x.write(map[string]string{"mcp.json": fileOf("a", "later", "new")})
+	sync, err := x.SyncAll(t.Context())
+	if err != nil || len(sync.Failed) != 1 || !strings.Contains(sync.Failed[0].Detail, `"later"`) {
+		t.Errorf("%+v %v", sync, err)
+	}
+	want("synced", map[string]statussync.Origin{"a": statussync.OriginMCPConfig, "b": "", "later": statussync.OriginManaged, "new": statussync.OriginMCPConfig})
+
+	// Without the key nothing of it is left.
+	reload("servers: [{id: own, probe: {kind: none}}]\n")
+	want("not read any more", map[string]statussync.Origin{"a": "", "new": "", "own": statussync.OriginConfig})
+	// A bad file is refused by a reload like every other fault, and nothing has changed.
+	x.write(map[string]string{"mcp.json": "{", "c.yaml": none})
+	if _, err := x.Reload(t.Context(), "test"); err == nil || !strings.Contains(err.Error(), "mcp.json:1") {
+		t.Errorf("%v", err)
+	}
+}
