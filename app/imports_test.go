@@ -299,4 +299,11 @@ func TestImportsGiveWay(t *testing.T) {
 	if _, err := x.Reload(t.Context(), "test"); err == nil || !strings.Contains(err.Error(), "mcp.json:1") {
 		t.Errorf("%v", err)
 	}
+
+	// Nor does a restart stop a service that could not start again.
+	x.write(map[string]string{"c.yaml": "servers: []\n"})
+	x.options.MCPConfigs = []string{filepath.Join(x.dir, "mcp.json")}
+	if err := x.Restart(t.Context(), "test"); err == nil || !strings.Contains(err.Error(), "mcp.json:1") {
+		t.Errorf("%v", err)
+	}
 }

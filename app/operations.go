@@ -315,6 +315,11 @@ func (s *service) prepareRestart(ctx context.Context) (*restart, error) {
 		}
 		next.config = c
 	}
+	for _, f := range s.options.MCPConfigs { // the configuration's own were just checked
+		if err := CheckMCPConfig(f); err != nil {
+			return nil, err
+		}
+	}
 	c := next.config
 	if filepath.Clean(c.Data) == filepath.Clean(s.config.Data) {
 		if err := s.registry.Conflicts(ctx, c.Registry()); err != nil {
