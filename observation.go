@@ -158,8 +158,8 @@ type ProbeResult struct {
 	ByConnect  bool          // a failure by connection: nobody answered at all (refused, timeout, unreachable, reset, DNS)
 	StartedAt  time.Time     // when the attempt began; FinishedAt when it ended. Both are time.Now() values
 	FinishedAt time.Time
-	Protocol   string // MCP protocol version, if known
-	ServerInfo string // MCP server name and version, if known
+	Protocol   string     // MCP protocol version, if known
+	ServerInfo ServerInfo // what the server calls itself, if known
 }
 
 // RegistryUpdate tells what one registry defines. Servers and environments that are equal to what is known change
@@ -230,6 +230,7 @@ type ProbePlan struct {
 	Trusted       bool          // the address may be loopback or private (Origin.Trusted)
 	Expect        string
 	Headers       map[string]string // secret
+	Unshown       []string          // secret, too: values that may stand in URL and must not be shown
 	Removed       bool              // the server is gone: sessions are closed, everything about it is forgotten
 }
 

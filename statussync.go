@@ -236,11 +236,19 @@ type Status struct {
 	LastStarted   time.Time     // zero if not known
 	Latency       time.Duration // of the last answered probe; zero if none
 	Auth          Auth
-	Override      *Override // the override in force, if any
-	LastHeartbeat time.Time // of its environment or row, the newer; zero if never
-	CheckCount    uint64    // probes taken
-	ErrorCount    uint64    // probes failed
-	Version       uint64    // +1 for each update of this server; 0 before the first
+	Protocol      string     // MCP protocol version that the newest successful probe spoke; empty if not known
+	ServerInfo    ServerInfo // what the server calls itself; untrusted
+	Override      *Override  // the override in force, if any
+	LastHeartbeat time.Time  // of its environment or row, the newer; zero if never
+	CheckCount    uint64     // probes taken
+	ErrorCount    uint64     // probes failed
+	Version       uint64     // +1 for each update of this server; 0 before the first
+}
+
+// ServerInfo is what an MCP server calls itself when it is first asked. It is untrusted text, cleaned and cut.
+type ServerInfo struct {
+	Name    string
+	Version string
 }
 
 // Equal reports whether two statuses are the same conclusion: state, health, reason and marks.
@@ -287,7 +295,7 @@ const (
 type ProbeSpec struct {
 	Kind              ProbeKind
 	URL               string        // whole URL; empty: the endpoint's origin and Path
-	Path              string        // used where URL is empty; starts with "/"
+	Path              string        // used where URL is empty; starts with "/". For ProbeMCP it replaces the endpoint's path
 	Interval          time.Duration // between probes of a running server; scales the other cadences
 	Timeout           time.Duration
 	MaxRetries        *int // confirmations before a failure is believed; nil: as the policy says
@@ -299,6 +307,11 @@ type ProbeSpec struct {
 	// Headers are sent with each probe; they are credentials: never logged, journaled or shown, and stored only by the
 	// managed registry, whose definitions have no other place.
 	Headers map[string]string `json:"-"`
+	// SecretURL is asked in place of URL and of the endpoint where these hold less than the whole address, because it has
+	// secrets. It is never journaled, stored or shown.
+	SecretURL string `json:"-"`
+	// Unshown are the values of variables that were put into the definition. What a server answers is shown without them.
+	Unshown []string `json:"-"`
 }
 
 // Server is one MCP server as its registry defines it. It says nothing about how the server is doing.

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -27,6 +28,7 @@ import (
 	"github.com/agentopia/statussync/hub"
 	"github.com/agentopia/statussync/probe"
 	"github.com/agentopia/statussync/probe/httpprobe"
+	"github.com/agentopia/statussync/probe/mcpprobe"
 	"github.com/agentopia/statussync/prom"
 	"github.com/agentopia/statussync/recur"
 	"github.com/agentopia/statussync/registry"
@@ -36,7 +38,9 @@ import (
 
 // Options says what Run runs.
 type Options struct {
-	ConfigFile string  // read where Config is nil
+	ConfigFile string // read where Config is nil
+	// MCPConfigs are files of MCP clients whose servers are monitored too, beside those of the configuration's mcp_config.
+	MCPConfigs []string
 	Config     *Config // from LoadConfig, ParseConfig or DefaultConfig
 	// Logger: nil makes one that writes to LogOutput as the configuration says, and anew at each restart. Level and format
 	// of a Logger that is given are its owner's affair.
@@ -117,6 +121,8 @@ type service struct {
 	hub      *hub.Hub
 	probes   *probe.Scheduler
 	prober   *httpprobe.Prober
+	mcp      *mcpprobe.Prober
+	imports  imports
 	asker    *dtma.Asker
 	registry *registry.Manager
 	certs    *certKeeper // nil: without TLS
@@ -178,8 +184,11 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener) (s *
 	g := s.guard
 	userAgent := "statussync/" + o.Version
 	s.prober = httpprobe.New(httpprobe.Options{Guard: g, UserAgent: userAgent})
+	s.mcp = newMCPProber(g, userAgent, o.Version, log)
 	s.probes, err = probe.New(probe.Options{
-		Probers:     map[statussync.ProbeKind]statussync.Prober{statussync.ProbeHTTP: s.prober.Probe},
+		Probers: map[statussync.ProbeKind]statussync.Prober{
+			statussync.ProbeHTTP: discreet(s.prober.Probe), statussync.ProbeMCP: discreet(s.mcp.Probe),
+		},
 		Concurrency: c.Probe.Concurrency, PerEnvironment: c.Probe.PerEnvironment, Logger: log,
 	})
 	if err != nil {
@@ -189,8 +198,11 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener) (s *
 		Guard: g, UserAgent: userAgent, Logger: log,
 		Concurrency: askConcurrency(c), // agents that hang, however many, must not delay another's question
 	})
+	if err = s.firstImport(c); err != nil {
+		return nil, err
+	}
 	s.hub, err = hub.New(hub.Options{
-		Journal: s.store, Policy: c.Policy(), Requester: requesters{s.probes, s.asker}, Checker: s.probes,
+		Journal: s.store, Policy: c.Policy(), Requester: requesters{s.probes, s.mcp, s.asker}, Checker: s.probes,
 		Recurrence: recur.Parse, Logger: log,
 	})
 	if err != nil {
@@ -352,10 +364,12 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, 
 			return nil
 		}),
 		start("probes", ended, func(ctx context.Context) error { return s.probes.Run(ctx, s.rollups.Observer(s.hub)) }),
+		start("MCP sessions", ended, s.mcp.Run),
 		start("agents", ended, func(ctx context.Context) error { return s.asker.Run(ctx, s.hub) }),
 		start("store", ended, s.store.Run),
 		start("registry", ended, s.registry.Run),
 		start("hangups", ended, s.hangups),
+		start("mcp_config", ended, s.followImports),
 		start("history", ended, s.history.run),
 		start("rollups", ended, s.rollups.Run), // stops behind the probes, whose last results it stores
 	)
@@ -366,7 +380,7 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, 
 		parts = append(parts, start("service manager", ended, s.notifier.Run))
 	}
 	base := s.baseURL()
-	s.log.Info("serving", "url", base, "servers", len(s.config.Servers), "environments", len(s.config.Environments), "data", s.config.Data)
+	s.log.Info("serving", "url", base, "servers", len(s.config.Servers)+s.imports.stats().servers, "environments", len(s.config.Environments), "data", s.config.Data)
 	onReady(Ready{BaseURL: base, Hub: s.hub})
 	select {
 	case <-ctx.Done():
@@ -381,17 +395,24 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, 
 	}
 }
 
-// define hands over what the configuration defines, then what people defined by API. Where both define the same the service
-// does not start: it can't know which is meant.
+// define hands over what the configuration defines, what people defined by API, and what mcp_config adds to that. Where the
+// first two define the same the service does not start: it can't know which is meant.
 func (s *service) define(ctx context.Context) error {
 	u := s.config.Registry()
 	if err := s.registry.Conflicts(ctx, u); err != nil {
 		return err
 	}
+	if _, err := s.retreat(ctx, u); err != nil {
+		return err
+	}
 	if _, err := s.hub.Submit(ctx, u); err != nil {
 		return err
 	}
-	return s.registry.Start(ctx)
+	if err := s.registry.Start(ctx); err != nil {
+		return err
+	}
+	_, _, err := s.advance(ctx)
+	return err
 }
 
 // shutdown stops everything in the order in which nothing is lost: who brings observations in, then the hub, which
@@ -426,7 +447,10 @@ func (s *service) shutdown(core *part, others []*part, again bool) (err, unclose
 	defer cancelStreams()
 	s.api.Shutdown(sctx)
 	s.prober.Close()
+	var sessions sync.WaitGroup
+	sessions.Go(s.closeSessions) // servers that don't answer are not waited for by the hub
 	errs = append(errs, core.join(hubLimit))
+	sessions.Wait()
 	unclosed = within("history", historyLimit, s.history.close)
 	// A busy disk may take its time to close the store; it gets what the others have left.
 	unclosed = errors.Join(unclosed, within("store", storeLimit(), s.store.Close))

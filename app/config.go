@@ -37,12 +37,14 @@ type Config struct {
 	AllowNetworks  []string            `yaml:"allow_networks,omitempty"`
 	Environments   []EnvironmentConfig `yaml:"environments,omitempty"`
 	Servers        []ServerConfig      `yaml:"servers,omitempty"`
-	Probe          ProbeDefaults       `yaml:"probe"`
-	Heartbeat      HeartbeatConfig     `yaml:"heartbeat"`
-	Transitions    TransitionsConfig   `yaml:"transitions"`
-	Flapping       FlappingConfig      `yaml:"flapping"`
-	Journal        JournalConfig       `yaml:"journal"`
-	Rollups        RollupsConfig       `yaml:"rollups"`
+	// MCPConfig are files of MCP clients (mcp.json and its cousins) whose servers are monitored too.
+	MCPConfig   []string          `yaml:"mcp_config,omitempty"`
+	Probe       ProbeDefaults     `yaml:"probe"`
+	Heartbeat   HeartbeatConfig   `yaml:"heartbeat"`
+	Transitions TransitionsConfig `yaml:"transitions"`
+	Flapping    FlappingConfig    `yaml:"flapping"`
+	Journal     JournalConfig     `yaml:"journal"`
+	Rollups     RollupsConfig     `yaml:"rollups"`
 
 	// scale compresses every time of the rules; only the demo sets it.
 	scale float64
@@ -122,7 +124,7 @@ type ProbeConfig struct {
 
 // ProbeDefaults is how servers are probed that don't say otherwise, and how many at once.
 type ProbeDefaults struct {
-	Kind              string   `yaml:"kind"`
+	Kind              string   `yaml:"kind,omitempty"` // empty: by the transport
 	Path              string   `yaml:"path"`
 	Interval          Duration `yaml:"interval"`
 	Timeout           Duration `yaml:"timeout"`
@@ -178,6 +180,16 @@ func DefaultConfig() *Config {
 		Rollups:     RollupsConfig{MaxBytes: defaultRollupsBytes},
 		scale:       1,
 	}
+}
+
+// PlainConfig is DefaultConfig with another address and store; empty: the default. It is checked like a file.
+func PlainConfig(listen, data string) (*Config, error) {
+	def := DefaultConfig()
+	doc, err := yaml.Dump(map[string]string{"listen": firstOf(listen, def.Listen), "data": firstOf(data, def.Data)})
+	if err != nil {
+		return nil, err
+	}
+	return ParseConfig("the command line", doc)
 }
 
 // maxConfigBytes bounds a configuration file.
@@ -338,6 +350,7 @@ func (c *Config) check(d *decoder) {
 			d.failAt(fmt.Sprintf("allowed_origins[%d]", i), "%q is not an origin such as https://status.example.com", s)
 		}
 	}
+	c.checkMCPConfig(d)
 	c.checkProbeDefaults(d, oneOf, positive)
 	if late, lost := c.Heartbeat.LateAfter, c.Heartbeat.LostAfter; (late == 0) != (lost == 0) {
 		if late == 0 && d.absent("heartbeat.late_after") || lost == 0 && d.absent("heartbeat.lost_after") {
@@ -420,7 +433,9 @@ func (c *Config) check(d *decoder) {
 
 func (c *Config) checkProbeDefaults(d *decoder, oneOf func(string, string, ...string), positive func(string, Duration)) {
 	pr := &c.Probe
-	oneOf("probe.kind", pr.Kind, "http", "none")
+	if pr.Kind != "" || !d.absent("probe.kind") {
+		oneOf("probe.kind", pr.Kind, "http", "mcp", "none")
+	}
 	if !strings.HasPrefix(pr.Path, "/") {
 		d.failAt("probe.path", "must begin with /")
 	}
@@ -453,11 +468,9 @@ const minProbeInterval = 100 * time.Millisecond
 func (c *Config) checkProbe(d *decoder, p string, s *ServerConfig, env *EnvironmentConfig) {
 	pr := &s.Probe
 	switch pr.Kind {
-	case "", "http", "none":
-	case "mcp":
-		d.failAt(p+".kind", "mcp is not supported yet; use http")
+	case "", "http", "mcp", "none":
 	default:
-		d.failAt(p+".kind", "must be one of http, none, not %q", pr.Kind)
+		d.failAt(p+".kind", "must be one of http, mcp, none, not %q", pr.Kind)
 	}
 	if pr.Path != "" && !strings.HasPrefix(pr.Path, "/") {
 		d.failAt(p+".path", "must begin with /")

@@ -21,7 +21,7 @@ environments:
 servers:
   - {id: weather, name: weather, environment: box-7, endpoint: "http://127.0.0.1:9101/mcp", transport: streamable-http, desired: running, labels: {team: core},
      probe: {kind: http, url: "http://127.0.0.1:9101/health", interval: 30s}}
-probe:     {kind: http, path: /health, interval: 30s, timeout: 10s, max_retries: 3, backoff_multiplier: 2, rise: 2, start_grace: 30s, slow_after: 2s, concurrency: 512, per_environment: 16}
+probe:     {path: /health, interval: 30s, timeout: 10s, max_retries: 3, backoff_multiplier: 2, rise: 2, start_grace: 30s, slow_after: 2s, concurrency: 512, per_environment: 16}
 heartbeat: {}
 transitions: {stuck_after: 10m}
 flapping:  {changes: 6, window: 30m, quiet: 15m}

@@ -134,9 +134,13 @@ func demoConfig(fleet *fleetsim.Fleet, o DemoOptions) *Config {
 		})
 	}
 	for _, s := range fleet.Servers() {
+		var probe ProbeConfig // MCP servers are asked as such, at their endpoint
+		if s.Kind == fleetsim.KindPlain {
+			probe = ProbeConfig{Kind: "http", URL: s.ProbeURL}
+		}
 		c.Servers = append(c.Servers, ServerConfig{
 			ID: s.ID, Name: s.Name, Environment: s.EnvironmentID, Container: s.Container, Endpoint: s.Endpoint,
-			Transport: s.Transport, Type: s.Type, Desired: s.Desired, Labels: s.Labels, Probe: ProbeConfig{Kind: "http", URL: s.ProbeURL},
+			Transport: s.Transport, Type: s.Type, Desired: s.Desired, Labels: s.Labels, Probe: probe,
 		})
 	}
 	return c

@@ -24,7 +24,7 @@ func isLive(key string) bool {
 		return true
 	}
 	section, _, _ := strings.Cut(key, ".")
-	return slices.Contains([]string{"limits", "probe", "heartbeat", "transitions", "flapping"}, section)
+	return slices.Contains([]string{"limits", "mcp_config", "probe", "heartbeat", "transitions", "flapping"}, section)
 }
 
 // reloaded returns the configuration that is in force once file has been read while old is: file's, but with old's values

@@ -84,6 +84,7 @@ func (s *service) samples(api *httpapi.API) []prom.Sample {
 		gauge("store_oldest_timestamp_seconds", "Time of the oldest entry stored.", float64(st.Oldest.Unix()))
 	}
 	s.operationSamples(labeled, gauge, counter, boolean)
+	out = append(out, s.mcpSamples()...)
 	out = append(out, s.rollupSamples(h.Head.Seq)...)
 	if s.certs != nil {
 		gauge("tls_cert_not_after_seconds", "When the certificate in use expires, in seconds since 1970.", float64(s.certs.NotAfter().Unix()))

@@ -106,7 +106,7 @@ func (s *service) hangups(ctx context.Context) error {
 // Reload implements httpapi.Control. Everything that can fail happens before anything changes.
 func (s *service) Reload(ctx context.Context, actor string) (wire.Reload, error) {
 	began := time.Now()
-	if s.options.ConfigFile == "" {
+	if s.options.ConfigFile == "" && len(s.options.MCPConfigs) == 0 {
 		return wire.Reload{}, errNoFile
 	}
 	if err := s.begin(ctx, s.turn); err != nil {
@@ -142,15 +142,23 @@ var errRestarting = statussync.NewError(statussync.CodeConflict, "a restart is u
 var errNoFile = statussync.NewError(statussync.CodeConflict, "this service was not started from a configuration file", nil)
 
 func (s *service) reload(ctx context.Context) (wire.Reload, error) {
-	file, err := LoadConfig(s.options.ConfigFile)
-	if err != nil {
-		return wire.Reload{}, err
+	file, err := s.current.Load(), error(nil)
+	if s.options.ConfigFile != "" { // else there are files of mcp_config alone
+		if file, err = LoadConfig(s.options.ConfigFile); err != nil {
+			return wire.Reload{}, err
+		}
 	}
 	live := func(key string) bool { return isLive(key) && (key != "log.level" || s.level != nil) }
 	next, r := reloaded(s.current.Load(), file, live)
 	updates, err := s.swap(ctx, next)
-	r.Updates = len(updates)
-	return r, err
+	if err != nil {
+		return r, err
+	}
+	actx, cancel := context.WithTimeout(context.WithoutCancel(ctx), swapTimeout)
+	defer cancel()
+	imported, faults, _ := s.reimport(actx, s.importPaths(next), false)
+	r.Updates, r.Warnings = len(updates)+len(imported), append(r.Warnings, faults...)
+	return r, nil
 }
 
 // swap puts a configuration in force that differs only in what can change while the service runs: first all is built that
@@ -200,12 +208,17 @@ func (s *service) swap(ctx context.Context, next *Config) ([]*statussync.Entry, 
 	defer cancel()
 	err = s.registry.WithoutConflicts(ctx, u, func() (err error) {
 		s.guard.SetAllowNetworks(networks) // before servers that need them are probed
+		if _, err := s.retreat(ctx, u); err != nil {
+			s.guard.SetAllowNetworks(oldNetworks)
+			return err
+		}
 		if updates, err = s.hub.Reconfigure(ctx, policy, u); err != nil {
 			s.guard.SetAllowNetworks(oldNetworks)
 			return err
 		}
 		if !reflect.DeepEqual(networks, oldNetworks) {
 			s.prober.Renew()
+			s.mcp.Renew()
 		}
 		if err := s.probes.SetLimits(next.Probe.Concurrency, next.Probe.PerEnvironment); err != nil {
 			s.log.Error("the limits of probing were not changed", "error", err) // the configuration's check knows them
@@ -231,9 +244,11 @@ func (s *service) swap(ctx context.Context, next *Config) ([]*statussync.Entry, 
 }
 
 // foreign names what the configuration is about to define although another registry does. What is managed, the registry
-// itself looks at.
+// itself looks at; what mcp_config defines gives way.
 func (s *service) foreign(u *statussync.RegistryUpdate) error {
-	ours := func(o statussync.Origin) bool { return o == statussync.OriginConfig || o == statussync.OriginManaged }
+	ours := func(o statussync.Origin) bool {
+		return o == statussync.OriginConfig || o == statussync.OriginManaged || o == statussync.OriginMCPConfig
+	}
 	var errs []error
 	add := func(kind, id string, o statussync.Origin) {
 		errs = append(errs, &statussync.Error{Code: statussync.CodeConflict, Location: id, Detail: "the " + kind + " " + strconv.Quote(id) + " is defined by " + string(o) + " already"})
@@ -309,6 +324,11 @@ func (s *service) prepareRestart(ctx context.Context) (*restart, error) {
 			return nil, err
 		}
 		next.config = c
+	}
+	for _, f := range s.options.MCPConfigs { // the configuration's own were just checked
+		if err := CheckMCPConfig(f); err != nil {
+			return nil, err
+		}
 	}
 	c := next.config
 	if filepath.Clean(c.Data) == filepath.Clean(s.config.Data) {

@@ -597,7 +597,7 @@ func TestHostileAddresses(t *testing.T) {
 
 	r = startWhole(t, filepath.Join(t.TempDir(), "data"), "allow_networks: [127.0.0.1/32]\n")
 	ada = r.as("admin-token")
-	if _, err := ada.AddServer(ctx, wire.ServerSpec{ID: "ok", Endpoint: "http://127.0.0.1:" + port + "/mcp"}); err != nil {
+	if _, err := ada.AddServer(ctx, wire.ServerSpec{ID: "ok", Endpoint: "http://127.0.0.1:" + port + "/mcp", Probe: &wire.ProbeSpec{Kind: "http"}}); err != nil {
 		t.Fatal(err)
 	}
 	if res, err := ada.Probe(ctx, "ok"); err != nil || res.Outcome != statussync.OutcomeSuccess || touched.Load() == 0 {

@@ -504,8 +504,8 @@ func TestReloadLeavesUnchangedServersAlone(t *testing.T) {
 
 // A policy that changed counts at once.
 func TestReloadChangesThePolicy(t *testing.T) {
-	x := startControlled(t, map[string]string{"c.yaml": "servers: [{id: a, endpoint: 'http://127.0.0.1:1/mcp'}]\nprobe: {interval: 1h}\n"})
-	x.write(map[string]string{"c.yaml": "servers: [{id: a, endpoint: 'http://127.0.0.1:1/mcp'}]\nprobe: {interval: 2h, path: /up}\n"})
+	x := startControlled(t, map[string]string{"c.yaml": "servers: [{id: a, endpoint: 'http://127.0.0.1:1/mcp'}]\nprobe: {interval: 1h, kind: http}\n"})
+	x.write(map[string]string{"c.yaml": "servers: [{id: a, endpoint: 'http://127.0.0.1:1/mcp'}]\nprobe: {interval: 2h, kind: http, path: /up}\n"})
 	if _, err := x.Reload(t.Context(), "test"); err != nil {
 		t.Fatal(err)
 	}

@@ -46,6 +46,7 @@ func (s *service) SyncAll(ctx context.Context) (wire.Sync, error) {
 	return s.sync(ctx, "", func(ctx context.Context, y *syncing) error {
 		y.managed(ctx)
 		y.configured(ctx)
+		y.imported(ctx)
 		var ask []statussync.EnvironmentView
 		for _, v := range s.hub.Environments() {
 			if v.Environment.AgentURL != "" {
@@ -67,6 +68,9 @@ func (s *service) SyncServer(ctx context.Context, id string) (wire.Sync, error) 
 		}
 		if err != nil || v.Server.Origin == statussync.OriginConfig {
 			y.configured(ctx)
+		}
+		if err != nil || v.Server.Origin == statussync.OriginMCPConfig {
+			y.imported(ctx)
 		}
 		was := v
 		if v, err = s.hub.Server(id); err != nil {

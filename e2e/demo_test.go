@@ -123,7 +123,7 @@ func TestDemo(t *testing.T) {
 	if full() {
 		limit, want = 120*time.Second, []string{
 			"ok", "crashed", "probe_failing", "probe_slow", "throttled", "crash_loop", "stuck_starting", "container_unhealthy",
-			"agent_silent", "flapping", "environment_silent", "environment_back", "recovery",
+			"not_mcp", "agent_silent", "flapping", "environment_silent", "environment_back", "recovery",
 		}
 	}
 	waitFor(t, limit-time.Since(began).Truncate(time.Second), "the kinds of update", func() (bool, string) {

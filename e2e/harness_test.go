@@ -136,6 +136,7 @@ type service struct {
 	base    string
 	logFile string
 	env     []string // beside the test's own
+	args    []string // of the program; nil: serve --config
 	token   string   // what calls of the API send, if anything
 	http    *http.Client
 
@@ -215,7 +216,11 @@ func (s *service) start() {
 		s.t.Fatal(err)
 	}
 	defer logf.Close()
-	cmd := exec.Command(theBinary(s.t), "serve", "--config", s.file)
+	args := s.args
+	if args == nil {
+		args = []string{"serve", "--config", s.file}
+	}
+	cmd := exec.Command(theBinary(s.t), args...)
 	cmd.Env = append(environ(), s.env...)
 	cmd.Stdout, cmd.Stderr = logf, logf
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}

@@ -23,6 +23,8 @@ const childEnv = "E2E_CHILD"
 func runChild() int {
 	if spec := os.Getenv(childEnv); strings.HasPrefix(spec, "{") {
 		return runAgent(spec)
+	} else if spec == mcpChild {
+		return runMCPServers()
 	}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -44,14 +46,16 @@ type child struct {
 	addr string
 }
 
-func startChild(t testing.TB) *child {
+func startChild(t testing.TB) *child { return startChildAs(t, "1") }
+
+func startChildAs(t testing.TB, what string) *child {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(exe)
-	cmd.Env = append(os.Environ(), childEnv+"=1")
+	cmd.Env = append(os.Environ(), childEnv+"="+what)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -222,7 +222,14 @@ func (e *Engine) Probing(id string) statussync.Probing {
 	case !s.probed():
 		return statussync.Probing{Kind: statussync.ProbeNone}
 	}
-	return statussync.Probing{Kind: s.spec.Kind, URL: s.target, Interval: s.spec.Interval}
+	url := s.target
+	if s.spec.SecretURL != "" { // what is not to be shown is not told
+		url = s.spec.URL
+		if url == "" {
+			url = s.Def.Endpoint
+		}
+	}
+	return statussync.Probing{Kind: s.spec.Kind, URL: url, Interval: s.spec.Interval}
 }
 
 // ServerIDs yields the ids of all servers, in no order; the engine must not change meanwhile.

@@ -51,19 +51,21 @@ type storedStatus struct {
 	State         statussync.State
 	Health        statussync.Health
 	Reason        statussync.Reason
-	Marks         statussync.Marks     `json:",omitzero"`
-	Cause         string               `json:",omitzero"`
-	LastError     string               `json:",omitzero"`
-	Since         time.Time            `json:",omitzero"`
-	LastChecked   time.Time            `json:",omitzero"`
-	LastStarted   time.Time            `json:",omitzero"`
-	Latency       time.Duration        `json:",omitzero"`
-	Auth          statussync.Auth      `json:",omitzero"`
-	Override      *statussync.Override `json:"-"` // the memory has it
-	LastHeartbeat time.Time            `json:"-"` // the environment has it
-	CheckCount    uint64               `json:",omitzero"`
-	ErrorCount    uint64               `json:",omitzero"`
-	Version       uint64               `json:",omitzero"`
+	Marks         statussync.Marks      `json:",omitzero"`
+	Cause         string                `json:",omitzero"`
+	LastError     string                `json:",omitzero"`
+	Since         time.Time             `json:",omitzero"`
+	LastChecked   time.Time             `json:",omitzero"`
+	LastStarted   time.Time             `json:",omitzero"`
+	Latency       time.Duration         `json:",omitzero"`
+	Auth          statussync.Auth       `json:",omitzero"`
+	Protocol      string                `json:",omitzero"`
+	ServerInfo    statussync.ServerInfo `json:",omitzero"`
+	Override      *statussync.Override  `json:"-"` // the memory has it
+	LastHeartbeat time.Time             `json:"-"` // the environment has it
+	CheckCount    uint64                `json:",omitzero"`
+	ErrorCount    uint64                `json:",omitzero"`
+	Version       uint64                `json:",omitzero"`
 }
 
 type storedEnvironment struct {

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"slices"
 	"time"
 
 	"github.com/agentopia/statussync"
@@ -24,7 +25,7 @@ type Policy struct {
 	StuckForgivenAfter time.Duration // 2 min of running end a transition for good
 
 	// Probes. These are the defaults of every server's ProbeSpec.
-	Probe           statussync.ProbeSpec // kind, path, interval 30 s, timeout 10 s, 3 retries, ×2, rise 2, grace 30 s, slow 2 s
+	Probe           statussync.ProbeSpec // kind (none: by transport), path, interval 30 s, timeout 10 s, 3 retries, ×2, rise 2, grace 30 s, slow 2 s
 	BaseInterval    time.Duration        // 30 s: the interval for which the cadences below are given; they scale with a server's
 	RetryAfter      time.Duration        // 1 s: the first confirmation, and the second non-failure of a rise
 	CadenceBad      time.Duration        // 10 s: error or unhealthy, for the first BadFor
@@ -62,7 +63,7 @@ func DefaultPolicy() Policy {
 		LateFactor: 2.5, LostFactor: 4, AskFactor: 2, AskEvery: 10 * time.Second, AskFailures: 3,
 		StuckAfter: 10 * time.Minute, StuckForgivenAfter: 2 * time.Minute,
 		Probe: statussync.ProbeSpec{
-			Kind: statussync.ProbeHTTP, Path: "/health", Interval: 30 * time.Second, Timeout: 10 * time.Second,
+			Path: "/health", Interval: 30 * time.Second, Timeout: 10 * time.Second,
 			MaxRetries: &retries, BackoffMultiplier: 2, Rise: 2, StartGrace: 30 * time.Second, SlowAfter: 2 * time.Second,
 		},
 		BaseInterval: 30 * time.Second, RetryAfter: time.Second, CadenceBad: 10 * time.Second, BadFor: 10 * time.Minute, CadenceBadLong: 60 * time.Second,
@@ -74,6 +75,8 @@ func DefaultPolicy() Policy {
 		FlapChanges: 6, FlapWindow: 30 * time.Minute, FlapQuiet: 15 * time.Minute,
 	}
 }
+
+var probeKinds = []statussync.ProbeKind{statussync.ProbeHTTP, statussync.ProbeMCP, statussync.ProbeNone}
 
 // Scaled returns p with every duration multiplied by f: the same rules in compressed time. Server ProbeSpecs are not
 // part of a policy and are scaled by whoever makes them.
@@ -122,7 +125,7 @@ func (p *Policy) Validate() error {
 		{"LateAfter", p.LateAfter >= 0 && (p.LateAfter > 0) == (p.LostAfter > 0)},
 		{"LostAfter", p.LostAfter >= p.LateAfter},
 		{"LateFactor", p.LateFactor > 0}, {"LostFactor", p.LostFactor >= p.LateFactor}, {"AskFactor", p.AskFactor > 0},
-		{"AskFailures", p.AskFailures > 0}, {"Probe.Kind", p.Probe.Kind != ""}, {"Probe.MaxRetries", p.Probe.MaxRetries != nil && *p.Probe.MaxRetries >= 0},
+		{"AskFailures", p.AskFailures > 0}, {"Probe.Kind", p.Probe.Kind == "" || slices.Contains(probeKinds, p.Probe.Kind)}, {"Probe.MaxRetries", p.Probe.MaxRetries != nil && *p.Probe.MaxRetries >= 0},
 		{"Probe.BackoffMultiplier", p.Probe.BackoffMultiplier >= 1}, {"Probe.Rise", p.Probe.Rise > 0},
 		{"Probe.StartGrace", p.Probe.StartGrace >= 0}, {"AlternateFactor", p.AlternateFactor > 0},
 		{"DoubtShare", p.DoubtShare > 0 && p.DoubtShare <= 1}, {"DoubtServers", p.DoubtServers > 0}, {"DoubtHosts", p.DoubtHosts > 0},

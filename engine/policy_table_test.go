@@ -69,7 +69,7 @@ func TestPolicyValidate(t *testing.T) {
 		"LostFactor":              func(p *engine.Policy) { p.LostFactor = 2 },
 		"AskFactor":               func(p *engine.Policy) { p.AskFactor = -1 },
 		"AskFailures":             func(p *engine.Policy) { p.AskFailures = 0 },
-		"Probe.Kind":              func(p *engine.Policy) { p.Probe.Kind = "" },
+		"Probe.Kind":              func(p *engine.Policy) { p.Probe.Kind = "ftp" },
 		"Probe.MaxRetries":        func(p *engine.Policy) { p.Probe.MaxRetries = nil },
 		"Probe.BackoffMultiplier": func(p *engine.Policy) { p.Probe.BackoffMultiplier = 0.5 },
 		"Probe.Rise":              func(p *engine.Policy) { p.Probe.Rise = 0 },

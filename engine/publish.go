@@ -316,6 +316,7 @@ func (e *Engine) replanned(s *server, eff *Effects) {
 		s.plan = statussync.ProbePlan{
 			ServerID: s.Def.ID, EnvironmentID: s.Def.EnvironmentID, Kind: s.spec.Kind, Transport: s.Def.Transport, URL: s.target, Interval: d,
 			Timeout: s.spec.Timeout, Trusted: e.trusted(s), Expect: s.spec.Expect, Headers: s.spec.Headers,
+			Unshown: s.spec.Unshown,
 		}
 	}
 	s.planned, s.replan = true, false

@@ -162,7 +162,7 @@ func (e *Engine) putServer(now time.Time, def *statussync.Server, eff *Effects) 
 		return
 	}
 	changed := changedFields(s.Def, def)
-	if !maps.Equal(s.Def.Probe.Headers, def.Probe.Headers) { // a secret changed: replanned, and never told
+	if a, b := &s.Def.Probe, &def.Probe; !maps.Equal(a.Headers, b.Headers) || a.SecretURL != b.SecretURL || !slices.Equal(a.Unshown, b.Unshown) { // a secret changed: replanned, and never told
 		s.replan = true
 	}
 	if len(changed) == 0 && !s.replan {
@@ -214,7 +214,7 @@ func changedFields(a, b *statussync.Server) []string {
 	add("labels", maps.Equal(a.Labels, b.Labels))
 	add("capabilities", len(a.Capabilities) == 0 && len(b.Capabilities) == 0 || reflect.DeepEqual(normalJSON(a.Capabilities), normalJSON(b.Capabilities)))
 	pa, pb := a.Probe, b.Probe
-	pa.Headers, pb.Headers = nil, nil
+	pa.Headers, pb.Headers, pa.SecretURL, pb.SecretURL, pa.Unshown, pb.Unshown = nil, nil, "", "", nil, nil
 	add("probe", reflect.DeepEqual(pa, pb))
 	add("needs_config", a.NeedsConfig == b.NeedsConfig)
 	add("disabled", a.Disabled == b.Disabled)
@@ -383,6 +383,9 @@ func (v *versions) put(id string, n uint64) (dropped string) {
 func (e *Engine) refreshTarget(s *server) {
 	s.spec = e.specOf(s.Def)
 	s.target = e.targetOf(s)
+	if s.spec.Kind != statussync.ProbeMCP {
+		s.Pub.Protocol, s.Pub.ServerInfo = "", statussync.ServerInfo{}
+	}
 }
 
 // maxDuration bounds the times that definitions give, so that no multiple of them overflows.
@@ -391,10 +394,8 @@ const maxDuration = 30 * 24 * time.Hour
 // specOf is a server's own way of probing with what it leaves out taken from the policy.
 func (e *Engine) specOf(def *statussync.Server) statussync.ProbeSpec {
 	sp, d := def.Probe, &e.p.Probe
-	if sp.Kind == "" {
-		sp.Kind = d.Kind
-	}
-	if sp.Path == "" {
+	sp.Kind = kindOf(def, d.Kind)
+	if sp.Path == "" && sp.Kind != statussync.ProbeMCP {
 		sp.Path = d.Path
 	}
 	if sp.Interval <= 0 {
@@ -422,23 +423,54 @@ func (e *Engine) specOf(def *statussync.Server) statussync.ProbeSpec {
 	return sp
 }
 
-// targetOf is the address to probe: its own, else its endpoint's origin and the path, else the last published port of
-// its container on its environment's address. Empty: it is not probed and lives by its agent's reports.
+// kindOf is how a server is probed (docs/domain.md, probe verdict): as it says itself; not at all where it is stdio, or the
+// policy says so; by HTTP where it gives a health URL or path; as the policy says; else as its transport is spoken.
+func kindOf(def *statussync.Server, policy statussync.ProbeKind) statussync.ProbeKind {
+	switch {
+	case def.Transport == statussync.TransportStdio:
+		return statussync.ProbeNone
+	case def.Probe.Kind != "":
+		return def.Probe.Kind
+	case policy == statussync.ProbeNone:
+		return statussync.ProbeNone
+	case def.Probe.URL != "", def.Probe.Path != "":
+		return statussync.ProbeHTTP
+	case policy != "":
+		return policy
+	case def.Transport == statussync.TransportHTTP:
+		return statussync.ProbeHTTP
+	}
+	return statussync.ProbeMCP
+}
+
+// mcpPath is where an MCP server is asked of which only host and port are known: the platform's default of
+// mcp_endpoint_path (docs/protocols.md §5).
+const mcpPath = "/mcp"
+
+// targetOf is the address to probe: its own, else its endpoint (as MCP) or its endpoint's origin and the path (by HTTP),
+// else the last published port of its container on its environment's address. Empty: it is not probed and lives by its
+// agent's reports.
 func (e *Engine) targetOf(s *server) string {
 	def := s.Def
 	if s.spec.Kind == statussync.ProbeNone || def.Disabled || def.NeedsConfig != "" || def.Transport == statussync.TransportStdio {
 		return ""
 	}
+	mcp, path := s.spec.Kind == statussync.ProbeMCP, s.spec.Path
 	var u *url.URL
 	switch {
+	case s.spec.SecretURL != "":
+		u = parseHTTP(s.spec.SecretURL)
 	case s.spec.URL != "":
 		u = parseHTTP(s.spec.URL)
 	case def.Endpoint != "":
-		if u = parseHTTP(def.Endpoint); u != nil {
-			u = &url.URL{Scheme: u.Scheme, Host: u.Host, Path: s.spec.Path}
+		if u = parseHTTP(def.Endpoint); u != nil && (!mcp || path != "") {
+			u = &url.URL{Scheme: u.Scheme, Host: u.Host, Path: path}
 		}
 	case s.env != nil && s.env.Def.Address != "" && s.Container.Port > 0 && s.Container.Port < 65536:
-		u = &url.URL{Scheme: "http", Host: joinHostPort(strings.Trim(s.env.Def.Address, "[]"), s.Container.Port), Path: s.spec.Path}
+		if mcp && path == "" {
+			path = mcpPath
+		}
+		u = &url.URL{Scheme: "http", Host: joinHostPort(strings.Trim(s.env.Def.Address, "[]"), s.Container.Port), Path: path}
 		if u = parseHTTP(u.String()); u != nil && u.Hostname() != strings.Trim(s.env.Def.Address, "[]") {
 			u = nil // an address that is not only a host
 		}
@@ -455,7 +487,7 @@ func (e *Engine) targetOf(s *server) string {
 
 // trusted reports whether the address to probe comes from a file on this machine.
 func (e *Engine) trusted(s *server) bool {
-	if s.spec.URL == "" && s.Def.Endpoint == "" && s.env != nil {
+	if s.spec.URL == "" && s.spec.SecretURL == "" && s.Def.Endpoint == "" && s.env != nil {
 		return s.env.Def.Origin.Trusted() && s.Def.Origin.Trusted()
 	}
 	return s.Def.Origin.Trusted()

@@ -117,6 +117,9 @@ func (e *Engine) probeResult(now time.Time, r *statussync.ProbeResult, eff *Effe
 	if r.Auth != "" {
 		s.Pub.Auth = r.Auth
 	}
+	if r.Outcome == statussync.OutcomeSuccess && (r.Protocol != "" || r.ServerInfo != statussync.ServerInfo{}) {
+		s.Pub.Protocol, s.Pub.ServerInfo = r.Protocol, r.ServerInfo
+	}
 	p.Cause, p.Detail = r.Cause, r.Detail
 	if p.Verdict == verdictNone && p.AltSince.IsZero() {
 		p.AltSince, p.AltBoth = now, false

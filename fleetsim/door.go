@@ -195,11 +195,12 @@ const (
 	modeStatus          // answer with code
 	modeHang            // accept, read, never answer
 	modeReset           // cut the connection when a request comes
+	modePage            // answer everything with 200 and a web page
 	modeRefuse          // no listening socket: the door's affair
 )
 
 func (k modeKind) String() string {
-	return [...]string{"", "slow", "status", "hang", "reset", "refuse"}[k]
+	return [...]string{"", "slow", "status", "hang", "reset", "page", "refuse"}[k]
 }
 
 // mode is the fault of one server on the wire; the zero mode is none.
@@ -269,6 +270,9 @@ func (o *overlay) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Retry-After", "1")
 		}
 		http.Error(w, http.StatusText(m.code), m.code)
+	case modePage:
+		w.Header().Set("Content-Type", "text/html; charset=utf-8")
+		io.WriteString(w, "<!doctype html><title>Sign in</title><p>Welcome. Please sign in.</p>\n")
 	case modeHang:
 		io.Copy(io.Discard, r.Body) // only then does net/http notice that the peer has gone
 		select {

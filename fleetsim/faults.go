@@ -12,7 +12,7 @@ type Truth struct {
 	ExitCode int       // exited, restarting
 	Health   string    // Docker's check: healthy, unhealthy, starting; "" where there is none or nothing runs
 	Restarts int       // by its container engine
-	// Fault is what is wrong on the wire: slow, status, hang, refuse; "" for nothing.
+	// Fault is what is wrong on the wire: slow, status, hang, reset, page, refuse; "" for nothing.
 	Fault string
 	// Answers says whether anything listens at the server's address. It does not say that the answer is a good one.
 	Answers    bool
@@ -158,6 +158,9 @@ func (f *Fleet) Status(id string, code int) error {
 	}
 	return f.setFault(id, mode{kind: modeStatus, code: code})
 }
+
+// Page makes a server answer everything with 200 and a web page, as a proxy's sign-in page in its place does.
+func (f *Fleet) Page(id string) error { return f.setFault(id, mode{kind: modePage}) }
 
 // Hang makes a server accept connections and requests and never answer.
 func (f *Fleet) Hang(id string) error { return f.setFault(id, mode{kind: modeHang}) }

@@ -61,9 +61,10 @@ type act struct {
 
 	recovers beats // how long its target counts as affected after the end; 0: recovery
 
-	harmless bool // an environment's servers go on as they were
-	inDocker bool // to be seen in Docker's words only, so not where reports are in shape A
-	owners   bool // aimed at a server that its owner starts and stops, if there is one
+	harmless  bool // an environment's servers go on as they were
+	speaksMCP bool // to be seen only by who asks for MCP
+	inDocker  bool // to be seen in Docker's words only, so not where reports are in shape A
+	owners    bool // aimed at a server that its owner starts and stops, if there is one
 }
 
 const (
@@ -112,6 +113,8 @@ func (s *Script) acts() []act {
 		{at: 9, lasts: 4, begins: "refuses connections while its container runs", ends: "takes connections again",
 			server: once(f.Refuse, f.Heal)},
 		{at: 10, lasts: 5, begins: "wants a login: answers 401", ends: "is open again", server: status(401)},
+		{at: 10.5, lasts: 5, begins: "answers with a web page in place of MCP", ends: "speaks MCP again",
+			server: once(f.Page, f.Heal), speaksMCP: true},
 		{at: 11, lasts: 5, begins: "throttles: answers 429", ends: "no longer throttles", server: status(429)},
 		{at: 12, lasts: 5, begins: "fails Docker's own health check", ends: "passes Docker's health check again",
 			server: once(f.Unhealthy, f.Heal), inDocker: true},
@@ -178,7 +181,7 @@ func (s *Script) candidates(a act, r *rand.Rand) []placed {
 	}
 	for _, i := range r.Perm(len(s.f.servers)) {
 		v := s.f.servers[i]
-		if (a.inDocker && v.env.Shape != ShapeDocker) || (!a.owners && v.Desired == "stopped") {
+		if (a.inDocker && v.env.Shape != ShapeDocker) || (a.speaksMCP && v.Kind == KindPlain) || (!a.owners && v.Desired == "stopped") {
 			continue
 		}
 		out = append(out, placed{target: v.ID, env: v.env, servers: []*server{v}})

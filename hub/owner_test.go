@@ -15,7 +15,7 @@ func TestSetPolicy(t *testing.T) {
 	r := start(t, nil, Options{})
 	r.define(3)
 	p := engine.DefaultPolicy()
-	p.Probe.Interval, p.Probe.Path = 77*time.Second, "/up"
+	p.Probe.Interval, p.Probe.Kind, p.Probe.Path = 77*time.Second, statussync.ProbeHTTP, "/up"
 	p.LateAfter, p.LostAfter = time.Minute, time.Hour
 	if _, err := r.SetPolicy(r.ctx(), p); err != nil {
 		t.Fatal(err)

@@ -65,7 +65,7 @@ type Options struct {
 	Hub   Hub   // required
 	// Agents is told of all agents' tokens, by hash, whenever they change; the map is the receiver's. Nil: nobody is.
 	Agents func(environments map[[sha256.Size]byte]string)
-	// ProbeKinds are the kinds of probe that a server may ask for. Default http, none.
+	// ProbeKinds are the kinds of probe that a server may ask for. Default http, mcp, none.
 	ProbeKinds []statussync.ProbeKind
 	Logger     *slog.Logger // nil: discards
 }
@@ -100,7 +100,7 @@ func New(ctx context.Context, o Options) (*Manager, error) {
 		return nil, statussync.Invalid("Hub", "is required")
 	}
 	if o.ProbeKinds == nil {
-		o.ProbeKinds = []statussync.ProbeKind{statussync.ProbeHTTP, statussync.ProbeNone}
+		o.ProbeKinds = []statussync.ProbeKind{statussync.ProbeHTTP, statussync.ProbeMCP, statussync.ProbeNone}
 	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)

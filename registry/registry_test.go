@@ -356,7 +356,7 @@ func TestValidation(t *testing.T) {
 		{"labels", statussync.Server{ID: "a", Labels: map[string]string{"": "x"}}}, {"labels", statussync.Server{ID: "a", Labels: map[string]string{"a=b": "x"}}},
 		{"labels.team", statussync.Server{ID: "a", Labels: map[string]string{"team": "\x00"}}}, {"labels", statussync.Server{ID: "a", Labels: many}},
 		{"capabilities", statussync.Server{ID: "a", Capabilities: map[string]any{"x": strings.Repeat("y", 20<<10)}}},
-		{"probe.kind", probe(statussync.ProbeSpec{Kind: "mcp"})}, {"probe.path", probe(statussync.ProbeSpec{Path: "health"})},
+		{"probe.kind", probe(statussync.ProbeSpec{Kind: "ftp"})}, {"probe.path", probe(statussync.ProbeSpec{Path: "health"})},
 		{"probe.interval", probe(statussync.ProbeSpec{Interval: time.Millisecond})}, {"probe.timeout", probe(statussync.ProbeSpec{Timeout: -1})},
 		{"probe.slow_after", probe(statussync.ProbeSpec{SlowAfter: 31 * 24 * time.Hour})}, {"probe.max_retries", probe(statussync.ProbeSpec{MaxRetries: &retries})},
 		{"probe.backoff_multiplier", probe(statussync.ProbeSpec{BackoffMultiplier: 0.5})}, {"probe.rise", probe(statussync.ProbeSpec{Rise: -1})},

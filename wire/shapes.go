@@ -51,10 +51,18 @@ type Status struct {
 	LastError           string                  `json:"last_error,omitempty" doc:"Untrusted text for people."`
 	LatencyMS           float64                 `json:"latency_ms,omitzero" doc:"Of the last answered probe."`
 	Auth                statussync.Auth         `json:"auth,omitempty" enum:"none,required,ok,failed"`
+	ProtocolVersion     string                  `json:"protocol_version,omitempty" doc:"MCP protocol version that the newest successful probe spoke." example:"2025-11-25"`
+	Server              *ServerInfo             `json:"server,omitempty" doc:"What the server calls itself. Untrusted."`
 	HeartbeatAgeSeconds *float64                `json:"heartbeat_age_seconds,omitempty"`
 	CheckCount          uint64                  `json:"check_count"`
 	ErrorCount          uint64                  `json:"error_count"`
 	Version             uint64                  `json:"version" doc:"Grows by one with each update of this server."`
+}
+
+// ServerInfo is the name and version that an MCP server tells.
+type ServerInfo struct {
+	Name    string `json:"name,omitempty"`
+	Version string `json:"version,omitempty"`
 }
 
 // Override is a person's word that holds until it expires.
@@ -103,8 +111,11 @@ func FromStatus(s *statussync.Status, now time.Time) Status {
 	out := Status{
 		State: s.State, Health: s.Health, Reason: s.Reason, Cause: s.Cause, Availability: s.Availability(),
 		Marks: s.Marks.Strings(), Since: Time{s.Since}, LastChecked: Time{s.LastChecked}, LastStarted: Time{s.LastStarted},
-		LastError: s.LastError, LatencyMS: Millis(s.Latency), Auth: s.Auth,
+		LastError: s.LastError, LatencyMS: Millis(s.Latency), Auth: s.Auth, ProtocolVersion: s.Protocol,
 		CheckCount: s.CheckCount, ErrorCount: s.ErrorCount, Version: s.Version,
+	}
+	if s.ServerInfo != (statussync.ServerInfo{}) {
+		out.Server = &ServerInfo{Name: s.ServerInfo.Name, Version: s.ServerInfo.Version}
 	}
 	if up := s.UptimeSeconds(now); up >= 0 {
 		out.UptimeSeconds = &up

@@ -61,7 +61,7 @@ func fullStatus() statussync.Status {
 		State: statussync.StateRunning, Health: statussync.HealthDegraded, Reason: statussync.ReasonProbeSlow,
 		Marks: statussync.MarkFlapping | statussync.MarkOverride, Cause: "slow", LastError: "took <3 s> & \u2028 more",
 		Since: now.Add(-time.Minute), LastChecked: now.Add(-1500 * time.Millisecond), LastStarted: now.Add(-2 * time.Hour),
-		Latency: 2345678 * time.Nanosecond, Auth: statussync.AuthRequired, LastHeartbeat: now.Add(-12345 * time.Millisecond),
+		Latency: 2345678 * time.Nanosecond, Auth: statussync.AuthRequired, Protocol: "2025-11-25", ServerInfo: statussync.ServerInfo{Name: "weather", Version: "1.2"}, LastHeartbeat: now.Add(-12345 * time.Millisecond),
 		Override:   &statussync.Override{State: statussync.StateRunning, Health: statussync.HealthDegraded, Note: "on it", Actor: "ops", SetAt: now.Add(-time.Minute), ExpiresAt: now.Add(time.Hour)},
 		CheckCount: 10, ErrorCount: 2, Version: 7,
 	}

@@ -42,7 +42,7 @@ func TestCompletesWhatTheServiceKnows(t *testing.T) {
 		{[]string{"environment", "show", ""}, []string{"box-7"}},
 		{[]string{"status", "--environment", "box"}, []string{"box-7"}},
 		{[]string{"metrics", ""}, nil},
-		{[]string{"serve", ""}, []string{"--config"}}, // without it there is nothing to serve
+		{[]string{"serve", ""}, []string{"--config", "--mcp-config"}}, // without one of them there is nothing to serve
 	} {
 		line := append([]string{"--server", url, "--token", "viewer-token"}, c.line...)
 		words, directive := completed(t, line...)

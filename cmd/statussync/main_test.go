@@ -256,7 +256,7 @@ func TestExitCodes(t *testing.T) {
 		{"override set x", "", "", 2, "statussync: required flag(s) \"state\" not set\nRun 'statussync override set --help' for usage.\n"},
 		{"override set x --state error --for soon", "", "", 2, "statussync: invalid argument \"soon\" for \"--for\" flag: is not a duration; one looks like 90s, 15m, 1h or 2d\nRun 'statussync override set --help' for usage.\n"},
 		{"override set x --state error --for -1h", "", "", 2, "statussync: invalid argument \"-1h\" for \"--for\" flag: must be greater than zero\nRun 'statussync override set --help' for usage.\n"},
-		{"serve", "", "", 2, "statussync: required flag(s) \"config\" not set\nRun 'statussync serve --help' for usage.\n"},
+		{"serve", "", "", 2, "statussync: at least one of the flags in the group [config mcp-config] is required\nRun 'statussync serve --help' for usage.\n"},
 		{"config check", "", "", 2, "statussync: accepts 1 arg(s), received 0\nRun 'statussync config check --help' for usage.\n"},
 
 		{"status x", server, notFound, 4, "statussync: refused: no server has the id \"x\"\n"},

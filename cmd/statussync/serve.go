@@ -13,34 +13,67 @@ import (
 )
 
 func (c *cli) serveCmd() *cobra.Command {
-	var file string
+	var (
+		file    string
+		imports []string
+		listen  string
+		data    string
+	)
 	cmd := &cobra.Command{
-		Use:   "serve --config FILE",
+		Use:   "serve [--config FILE] [--mcp-config FILE]…",
 		Short: "Run the service for your own fleet",
 		Long: `Runs the service until Ctrl-C or SIGTERM, and then stops it within about 3 s. Logs go to the standard error.
 Check a configuration first with "statussync config check FILE". SIGHUP, and "statussync reload", read it again while the
-service runs; conf.d/*.yaml beside it belongs to it.`,
-		Example: `  statussync serve --config statussync.yaml`,
-		Args:    cobra.NoArgs,
+service runs; conf.d/*.yaml beside it belongs to it.
+
+--mcp-config monitors the servers that an mcp.json of Claude, Cursor, VS Code, Windsurf or Gemini names, and follows its changes.
+Without --config everything else has its default. Commands in such a file are never started: see "statussync check" for those.`,
+		Example: `  statussync serve --config statussync.yaml
+  statussync serve --mcp-config ~/.cursor/mcp.json`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			// From the beginning: a SIGHUP that comes while the service starts must not end it. One that waits is enough.
 			hangups := make(chan os.Signal, 1)
 			signal.Notify(hangups, syscall.SIGHUP)
 			defer signal.Stop(hangups)
-			cfg, err := app.LoadConfig(file)
-			if err != nil {
-				return &usageError{err}
+			if file != "" && (listen != "" || data != "") {
+				return usagef("--listen and --data go without --config; with it they are its keys listen and data")
+			}
+			cfg := app.DefaultConfig()
+			if listen != "" || data != "" {
+				var err error
+				if cfg, err = app.PlainConfig(listen, data); err != nil {
+					return &usageError{err}
+				}
+			}
+			if file != "" {
+				var err error
+				if cfg, err = app.LoadConfig(file); err != nil {
+					return &usageError{err}
+				}
+			}
+			for _, f := range imports {
+				if err := app.CheckMCPConfig(f); err != nil {
+					return &usageError{err}
+				}
 			}
 			return app.Run(cmd.Context(), app.Options{
-				ConfigFile: file, Config: cfg, LogOutput: c.stderr, Version: c.system.version, Hangups: hangups, Notify: true,
+				ConfigFile: file, Config: cfg, MCPConfigs: imports, LogOutput: c.stderr, Version: c.system.version, Hangups: hangups, Notify: true,
 			})
 		},
 	}
 	cmd.Flags().StringVar(&file, "config", "", "configuration file (YAML)")
-	if err := cmd.MarkFlagRequired("config"); err != nil {
-		panic(err) // the flag stands one line above
-	}
+	cmd.Flags().StringArrayVar(&imports, "mcp-config", nil, "mcp.json whose servers are monitored (repeatable)")
+	cmd.Flags().StringVar(&listen, "listen", "", "without --config: loopback address of the service (default 127.0.0.1:8080)")
+	cmd.Flags().StringVar(&data, "data", "", "without --config: folder of the store (default ./data)")
+	cmd.MarkFlagsOneRequired("config", "mcp-config")
 	if err := cmd.MarkFlagFilename("config", "yaml", "yml"); err != nil {
+		panic(err) // the flags stand above
+	}
+	if err := cmd.MarkFlagFilename("mcp-config", "json"); err != nil {
+		panic(err)
+	}
+	if err := cmd.MarkFlagDirname("data"); err != nil {
 		panic(err)
 	}
 	return cmd

@@ -360,6 +360,12 @@ func (c *cli) statusFacts(st *wire.Status) []string {
 		add("uptime", seconds(float64(*st.UptimeSeconds)))
 	}
 	add("login", orEmpty(string(st.Auth)))
+	if st.ProtocolVersion != "" {
+		add("protocol", "MCP "+clean(st.ProtocolVersion))
+	}
+	if st.Server != nil {
+		add("calls itself", text(strings.TrimSpace(st.Server.Name+" "+st.Server.Version)))
+	}
 	if st.CheckCount > 0 {
 		add("checks", fmt.Sprintf("%d, of which %d failed", st.CheckCount, st.ErrorCount))
 	}

@@ -38,12 +38,12 @@ const (
 
 // target is how one plan's server is asked. It is immutable.
 type target struct {
-	plan      *statussync.ProbePlan
-	url       *url.URL
-	host      string
-	header    http.Header // the configured ones and ours that are the same for every request
-	transport *http.Transport
-	login     bool // credentials are configured
+	plan   *statussync.ProbePlan
+	url    *url.URL
+	host   string
+	header http.Header // the configured ones and ours that are the same for every request
+	pool   *atomic.Pointer[http.Transport]
+	login  bool // credentials are configured
 }
 
 // newTarget checks what a plan says. The error tells what is wrong and shows no secret.
@@ -62,9 +62,9 @@ func (p *Prober) newTarget(plan *statussync.ProbePlan) (*target, error) {
 	}
 	r.Header.Set("Content-Type", mediaJSON)
 	r.Header.Set("Accept", mediaJSON+", "+mediaEvents)
-	t := &target{plan: plan, url: u, host: r.Host, header: r.Header, transport: p.untrusted, login: len(plan.Headers) > 0}
+	t := &target{plan: plan, url: u, host: r.Host, header: r.Header, pool: &p.untrusted, login: len(plan.Headers) > 0}
 	if plan.Trusted {
-		t.transport = p.trusted
+		t.pool = &p.trusted
 	}
 	return t, nil
 }
@@ -158,7 +158,7 @@ func (p *Prober) post(parent, ctx context.Context, t *target, q *question, id in
 	}
 	rctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	resp, err := t.transport.RoundTrip(r.WithContext(at.Context(rctx)))
+	resp, err := t.pool.Load().RoundTrip(r.WithContext(at.Context(rctx)))
 	if err != nil {
 		return nil, fail(err)
 	}
@@ -296,7 +296,7 @@ func (p *Prober) send(ctx context.Context, t *target, to *url.URL, session, vers
 	r.URL = to
 	inSession(r.Header, session, version)
 	r.Header["X-Idempotency-Key"] = nil
-	resp, err := t.transport.RoundTrip(r.WithContext(guard.WithAttempt(ctx)))
+	resp, err := t.pool.Load().RoundTrip(r.WithContext(guard.WithAttempt(ctx)))
 	if err != nil {
 		return
 	}

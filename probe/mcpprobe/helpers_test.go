@@ -83,6 +83,9 @@ type addOut struct {
 	Sum int `json:"sum"`
 }
 
+// real123 is what sdkServer calls itself.
+var real123 = statussync.ServerInfo{Name: "real", Version: "1.2.3"}
+
 // sdkServer is a server of the official SDK with one tool, which adds.
 func sdkServer(versions ...string) *mcp.Server {
 	s := mcp.NewServer(&mcp.Implementation{Name: "real", Version: "1.2.3"}, &mcp.ServerOptions{SupportedProtocolVersions: versions})

@@ -168,7 +168,7 @@ func TestHostileSessionID(t *testing.T) {
 	p := newProber(t, Options{})
 	for range 2 {
 		r := p.Probe(t.Context(), known(p, plan(url)))
-		if strings.ContainsAny(r.ServerInfo+r.Protocol, "\x1b\r\n") || r.Outcome == statussync.OutcomeFailure {
+		if strings.ContainsAny(r.ServerInfo.Name+r.ServerInfo.Version+r.Protocol, "\x1b\r\n") || r.Outcome == statussync.OutcomeFailure {
 			t.Errorf("%+v", r)
 		}
 	}

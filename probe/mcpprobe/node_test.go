@@ -106,7 +106,7 @@ func TestServerEverything(t *testing.T) {
 			for range 100 {
 				r := p.Probe(t.Context(), pl)
 				mustUp(t, r)
-				if r.Protocol == "" || !strings.Contains(r.ServerInfo, "everything") {
+				if r.Protocol == "" || !strings.Contains(r.ServerInfo.Name, "everything") {
 					t.Fatalf("%+v", r)
 				}
 			}

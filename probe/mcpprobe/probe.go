@@ -246,7 +246,6 @@ func (c *talk) learn(k kind, a *answer, con *conclusion) {
 
 func (s *server) tell(h *handshake) {
 	s.who = implementation{Name: clean(h.ServerInfo.Name, 128), Version: clean(h.ServerInfo.Version, 64)}
-	s.info = s.who.String()
 	s.caps = nil
 	for _, name := range [...]string{"tools", "resources", "prompts", "logging", "completions", "tasks", "extensions", "experimental"} {
 		if v, ok := h.Capabilities[name]; ok && string(v) != "null" {
@@ -479,6 +478,6 @@ func (c *talk) result(con *conclusion, f *guard.Failure, res *statussync.ProbeRe
 		s.stream, s.sse, s.era, s.hello, s.streamTried = nil, false, eraUnknown, false, time.Time{} // that it was HTTP+SSE was found out, and is not so any more
 	}
 	if con.outcome == statussync.OutcomeSuccess {
-		res.Protocol, res.ServerInfo = s.version, s.info
+		res.Protocol, res.ServerInfo = s.version, statussync.ServerInfo(s.who)
 	}
 }

@@ -50,7 +50,8 @@ type Prober struct {
 	log        *slog.Logger
 	clientInfo []byte
 	// An idle connection is used without asking the guard again, so the two degrees of trust share none.
-	trusted, untrusted *http.Transport
+	trusted, untrusted atomic.Pointer[http.Transport]
+	make               func(trusted bool) *http.Transport
 
 	base    context.Context // of held streams
 	cancel  context.CancelFunc
@@ -101,7 +102,9 @@ func New(o Options) *Prober {
 		t.TLSClientConfig = &tls.Config{RootCAs: o.RootCAs}
 		return t
 	}
-	p.trusted, p.untrusted = transport(true), transport(false)
+	p.make = transport
+	p.trusted.Store(transport(true))
+	p.untrusted.Store(transport(false))
 	return p
 }
 
@@ -139,6 +142,28 @@ func (p *Prober) Forget(serverID string) {
 	p.mu.Unlock()
 	if s != nil {
 		p.dispose(s.forget())
+	}
+}
+
+// Renew has every later request of an untrusted plan connect anew, so that the Guard judges it by the networks that it
+// allows now. Held streams of such plans end, and are opened again by the next probe; sessions are kept. Requests under way
+// end as they began; their connections are not used again. It does not block on a server.
+func (p *Prober) Renew() {
+	p.untrusted.Swap(p.make(false)).CloseIdleConnections()
+	p.mu.Lock()
+	all := make([]*server, 0, len(p.servers))
+	for _, s := range p.servers {
+		all = append(all, s)
+	}
+	p.mu.Unlock()
+	for _, s := range all {
+		var e ending
+		s.mu.Lock()
+		if s.stream != nil && !s.plan.Trusted {
+			e = s.dropLocked()
+		}
+		s.mu.Unlock()
+		p.dispose(e)
 	}
 }
 
@@ -203,8 +228,8 @@ func (p *Prober) Close(ctx context.Context) {
 	}
 	wg.Wait()
 	p.streams.Wait()
-	p.trusted.CloseIdleConnections()
-	p.untrusted.CloseIdleConnections()
+	p.trusted.Load().CloseIdleConnections()
+	p.untrusted.Load().CloseIdleConnections()
 	if n := p.unclosed.Load(); n > 0 {
 		p.log.Warn("sessions were left to their servers' own timeouts", "count", n)
 	}
@@ -296,7 +321,7 @@ func (p *Prober) end(ctx context.Context, e ending) {
 	delete(r.Header, "Content-Type")
 	inSession(r.Header, e.session, e.version)
 	r.Header["X-Idempotency-Key"] = nil
-	resp, err := e.t.transport.RoundTrip(r.WithContext(guard.WithAttempt(ctx)))
+	resp, err := e.t.pool.Load().RoundTrip(r.WithContext(guard.WithAttempt(ctx)))
 	if err != nil {
 		p.unclosed.Add(1)
 		_, detail := guard.CleanError(err)
@@ -331,9 +356,8 @@ type server struct {
 	hello   bool   // legacy: initialize was answered, and session, if any, is open
 	session string
 	stream  *stream
-	sse     bool // HTTP+SSE, by its plan or as was found out
-	list    bool // ping or discover is not supported: tools/list is asked
-	info    string
+	sse     bool            // HTTP+SSE, by its plan or as was found out
+	list    bool            // ping or discover is not supported: tools/list is asked
 	caps    map[string]bool // capabilities that the server declared
 	who     implementation
 
@@ -361,7 +385,7 @@ func (s *server) follow(plan *statussync.ProbePlan) ending {
 		return ending{}
 	}
 	e := s.dropLocked()
-	s.plan, s.target, s.era, s.version, s.list, s.info, s.caps = plan, nil, eraUnknown, "", false, "", nil
+	s.plan, s.target, s.era, s.version, s.list, s.caps = plan, nil, eraUnknown, "", false, nil
 	s.sse = plan.Transport == statussync.TransportSSE
 	s.streamTried, s.lost, s.notBefore, s.lossy = time.Time{}, 0, time.Time{}, conclusion{}
 	return e

@@ -56,7 +56,7 @@ func TestRealServers(t *testing.T) {
 			for range 5 {
 				r := p.Probe(t.Context(), pl)
 				mustUp(t, r)
-				if r.Protocol != c.protocol || r.ServerInfo != "real 1.2.3" {
+				if r.Protocol != c.protocol || r.ServerInfo != real123 {
 					t.Errorf("%+v", r)
 				}
 			}

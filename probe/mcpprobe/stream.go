@@ -112,7 +112,7 @@ func (s *stream) run(ctx context.Context) {
 	r := s.t.request(http.MethodGet, nil)
 	r.Header["Accept"] = []string{mediaEvents}
 	delete(r.Header, "Content-Type")
-	resp, err := s.t.transport.RoundTrip(r.WithContext(s.attempt.Context(ctx)))
+	resp, err := s.t.pool.Load().RoundTrip(r.WithContext(s.attempt.Context(ctx)))
 	if err != nil {
 		s.err = err
 		return
@@ -256,7 +256,7 @@ func (s *stream) ask(parent, ctx context.Context, q *question, id int64) (*answe
 	}
 	rctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	resp, err := s.t.transport.RoundTrip(r.WithContext(at.Context(rctx)))
+	resp, err := s.t.pool.Load().RoundTrip(r.WithContext(at.Context(rctx)))
 	if err != nil {
 		return nil, fail(err)
 	}

@@ -40,7 +40,7 @@ func TestRealSSEServer(t *testing.T) {
 			for range 100 {
 				r := p.Probe(t.Context(), pl)
 				mustUp(t, r)
-				if r.ServerInfo != "real 1.2.3" || r.Protocol != "2025-11-25" || r.HTTPStatus != 200 {
+				if r.ServerInfo != real123 || r.Protocol != "2025-11-25" || r.HTTPStatus != 200 {
 					t.Errorf("%+v", r)
 				}
 			}

@@ -251,7 +251,7 @@ func TestWhatServersTell(t *testing.T) {
 		p := newProber(t, Options{})
 		pl := known(p, plan(url))
 		for range 2 {
-			if r := p.Probe(t.Context(), pl); r.ServerInfo+" "+r.Protocol != name || r.Auth != statussync.AuthNone {
+			if r := p.Probe(t.Context(), pl); r.ServerInfo.Name+" "+r.ServerInfo.Version+" "+r.Protocol != name || r.Auth != statussync.AuthNone {
 				t.Errorf("%+v", r)
 			}
 		}
