@@ -25,6 +25,7 @@ import (
 	"github.com/agentopia/statussync/guard"
 	"github.com/agentopia/statussync/httpapi"
 	"github.com/agentopia/statussync/hub"
+	"github.com/agentopia/statussync/mcpserver"
 	"github.com/agentopia/statussync/probe"
 	"github.com/agentopia/statussync/probe/httpprobe"
 	"github.com/agentopia/statussync/prom"
@@ -120,6 +121,7 @@ type service struct {
 	certs    *certKeeper // nil: without TLS
 	history  *history
 	rollups  *rollup.Service
+	mcp      *mcpserver.Server
 	api      *httpapi.API
 	server   *http.Server
 
@@ -207,6 +209,9 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener) (s *
 			return nil, err
 		}
 	}
+	if s.mcp, err = s.newMCP(c, log); err != nil {
+		return nil, err
+	}
 	if s.api, err = s.newAPI(c, o.Version, log); err != nil {
 		return nil, err
 	}
@@ -242,7 +247,7 @@ func (s *service) newAPI(c *Config, version string, log *slog.Logger) (*httpapi.
 		return nil, err
 	}
 	opts := httpapi.Options{
-		Hub: s.hub, Auth: s.tokens, Registry: s.registry, Control: s, Syncer: s, Rollups: s.rollups, Maintenance: s.hub, Backup: newBackups(c.Data, storeFiles(), version, log), Listen: s.listener.Addr().String(),
+		Hub: s.hub, Auth: s.tokens, Registry: s.registry, Control: s, Syncer: s, Rollups: s.rollups, Maintenance: s.hub, Backup: newBackups(c.Data, storeFiles(), version, log), MCP: s.mcp, Listen: s.listener.Addr().String(),
 		OpenLoopback: set.OpenLoopback, LegacyViewer: set.LegacyViewer, AllowedHosts: set.AllowedHosts, AllowedOrigins: set.AllowedOrigins,
 		TrustedProxies: set.TrustedProxies, LoginFailuresPerMinute: set.LoginFailuresPerMinute,
 		Version: version, Logger: log.With("component", "httpapi"),
@@ -341,6 +346,7 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, 
 			}
 			return nil
 		}),
+		start("mcp", ended, s.mcp.Run), // its streams end with the API's
 		start("probes", ended, func(ctx context.Context) error { return s.probes.Run(ctx, s.rollups.Observer(s.hub)) }),
 		start("agents", ended, func(ctx context.Context) error { return s.asker.Run(ctx, s.hub) }),
 		start("store", ended, s.store.Run),
