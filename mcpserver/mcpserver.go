@@ -108,6 +108,7 @@ type Server struct {
 	mu      sync.Mutex
 	closed  bool
 	callers map[door]*caller
+	used    chan struct{} // closed when there is the first
 	stop    context.CancelFunc
 	base    context.Context
 }
@@ -143,7 +144,7 @@ func New(o Options) (*Server, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{opts: o, log: o.Logger, callers: make(map[door]*caller), schema: mcp.NewSchemaCache()}
+	s := &Server{opts: o, log: o.Logger, callers: make(map[door]*caller), used: make(chan struct{}), schema: mcp.NewSchemaCache()}
 	if _, err := rand.Read(s.key[:]); err != nil {
 		return nil, err
 	}
@@ -174,7 +175,9 @@ func (s *Server) of(c door) *caller {
 			DisableLocalhostProtection: true, // the door in front checks the Host header, with a list of its own
 		})
 	}
-	s.callers[c] = p
+	if s.callers[c] = p; len(s.callers) == 1 {
+		close(s.used)
+	}
 	return p
 }
 
@@ -275,6 +278,12 @@ func (s *Server) Run(ctx context.Context) error {
 	defer s.close()
 	var told sync.WaitGroup
 	defer told.Wait()
+	// A service that nobody asks by MCP is not watched for nothing.
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-s.used:
+	}
 	told.Go(func() { s.tell(ctx, &told) })
 	for {
 		err := s.opts.Service.Watch(ctx, nil, func(ids []string) bool {
