@@ -278,6 +278,7 @@ func (s *Server) Run(ctx context.Context) error {
 	defer s.close()
 	var told sync.WaitGroup
 	defer told.Wait()
+	defer s.stop() // requests end before those who tell them anything are waited for
 	// A service that nobody asks by MCP is not watched for nothing.
 	select {
 	case <-ctx.Done():
