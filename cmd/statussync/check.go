@@ -242,7 +242,7 @@ func (c *cli) checked(results []check.Result) error {
 		r := &results[i]
 		ms := num("-")
 		if r.LatencyMS != nil {
-			ms = num(latency(max(0.1, float64(*r.LatencyMS))))
+			ms = num(wholeMS(*r.LatencyMS))
 		}
 		st := red
 		switch r.Outcome {
@@ -292,6 +292,17 @@ func (c *cli) checked(results []check.Result) error {
 		}
 	}
 	return nil
+}
+
+// wholeMS is a latency of which no more is known than its milliseconds.
+func wholeMS(n int64) string {
+	switch {
+	case n < 1:
+		return "<1ms"
+	case n < 1000:
+		return strconv.FormatInt(n, 10) + "ms"
+	}
+	return latency(float64(n))
 }
 
 // fit leaves out columns, in the order given, until a table is no wider than columns; 0 is as wide as it likes. The rest
