@@ -210,7 +210,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	defer context.AfterFunc(s.base, cancel)()
 	r = r.WithContext(ctx)
-	w = &patient{ResponseWriter: w, rc: http.NewResponseController(w)}
+	lasting := &patient{ResponseWriter: w, rc: http.NewResponseController(w)}
+	lasting.rest()
+	defer func() { _ = lasting.rc.SetWriteDeadline(time.Now().Add(writeTimeout)) }() // for what the server writes in the end
+	w = lasting
 	if r.Header.Get("Mcp-Protocol-Version") >= modernSince {
 		p.handlers[1].ServeHTTP(w, r)
 		return
@@ -249,7 +252,8 @@ func (s *Server) ServeStdio(ctx context.Context, c Caller, in io.ReadCloser, out
 	return err
 }
 
-// patient gives each write its own deadline, so that a stream lasts as long as its reader reads.
+// patient gives each write its own deadline, so that a stream lasts as long as its reader reads. Between writes there is
+// none: over HTTP/2 one that passes ends the stream, whether anything is written or not.
 type patient struct {
 	http.ResponseWriter
 	rc *http.ResponseController
@@ -260,14 +264,18 @@ func (w *patient) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (w *patient) Write(b []byte) (int, error) {
 	_ = w.rc.SetWriteDeadline(time.Now().Add(writeTimeout)) // a writer without deadlines, as in tests, can't be blocked
+	defer w.rest()
 	return w.ResponseWriter.Write(b)
 }
 
 // FlushError implements what http.ResponseController asks for.
 func (w *patient) FlushError() error {
 	_ = w.rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+	defer w.rest()
 	return w.rc.Flush()
 }
+
+func (w *patient) rest() { _ = w.rc.SetWriteDeadline(time.Time{}) }
 
 // Flush implements http.Flusher.
 func (w *patient) Flush() { _ = w.FlushError() }
