@@ -31,6 +31,7 @@ func mcpService(t *testing.T, conf obj) *service {
 	all := obj{
 		"auth": obj{"tokens": list{
 			obj{"name": "ops", "role": "operator", "token": "token-of-ops"}, obj{"name": "eyes", "role": "viewer", "token": "token-of-eyes"},
+			obj{"name": "boss", "role": "admin", "token": "token-of-boss"},
 			obj{"name": "others", "role": "viewer", "token": "token-of-others"},
 		}},
 		"mcp": obj{"write_tools": true},
@@ -251,7 +252,7 @@ func TestMCPEnds(t *testing.T) {
 	if err := json.Unmarshal(b, &conf); err != nil {
 		t.Fatal(err)
 	}
-	conf["auth"] = obj{"tokens": conf["auth"].(obj)["tokens"].(list)[:2]}
+	conf["auth"] = obj{"tokens": conf["auth"].(obj)["tokens"].(list)[:3]}
 	s.configure(conf)
 	if code, out, stderr := cli(t, []string{"STATUSSYNC_SERVER=" + s.base, "STATUSSYNC_TOKEN=token-of-ops"}, "reload"); code != 4 {
 		t.Fatalf("an operator reloaded: %d %s%s", code, out, stderr)
@@ -267,6 +268,37 @@ func TestMCPEnds(t *testing.T) {
 	}
 	if code, _, _ := s.exchange("token-of-others", "", `{"jsonrpc":"2.0","id":1,"method":"ping"}`); code != 401 {
 		t.Errorf("the token that is gone: %d", code)
+	}
+	// A restart ends them, too, and is not held up; the service that follows serves.
+	for _, era := range mcpEras {
+		cs := mcpClient(t, s.base+"/mcp", "token-of-eyes", era, &mcp.ClientOptions{ResourceUpdatedHandler: func(context.Context, *mcp.ResourceUpdatedNotificationRequest) {}})
+		if err := cs.Subscribe(t.Context(), &mcp.SubscribeParams{URI: "status://fleet"}); err != nil {
+			t.Fatal(err)
+		}
+		called := make(chan struct{})
+		go func() {
+			defer close(called)
+			_, _ = cs.CallTool(context.Background(), &mcp.CallToolParams{Name: "wait_for_status", Arguments: obj{"server_id": "well", "healths": list{"degraded"}, "timeout_seconds": 600}})
+		}() // how it ends is the SDK's affair
+		waitFor(t, 10*time.Second, "the stream is open", func() (bool, string) {
+			n, _ := s.metric("statussync_mcp_requests")
+			return n >= 2, fmt.Sprint(n)
+		})
+		began := time.Now()
+		if code, out, stderr := cli(t, []string{"STATUSSYNC_SERVER=" + s.base, "STATUSSYNC_TOKEN=token-of-boss"}, "restart"); code != 0 {
+			t.Fatalf("restart: %d %s%s", code, out, stderr)
+		}
+		s.ready()
+		if took := time.Since(began); took > 10*time.Second {
+			t.Errorf("%s: the restart took %s", era, took)
+		}
+		again := mcpClient(t, s.base+"/mcp", "token-of-eyes", era, nil)
+		if m := mcpCall(t, again, "fleet_summary", nil); m["total"] != 2.0 {
+			t.Errorf("%s: %v", era, m)
+		}
+		cs.Close()
+		again.Close()
+		<-called
 	}
 	s.stop()
 }
