@@ -38,8 +38,8 @@ func (c *cli) checkCmd() *cobra.Command {
 words what came of it and what to do about it. Without arguments the files of Claude Desktop, Claude Code, Cursor,
 VS Code, Windsurf, Gemini CLI, Copilot CLI and Cline are looked for, in this folder and in your home.
 
-A server that runs as a command is started for the check, after the command is shown, and stopped again with all
-its children. --no-stdio leaves these out. Values of headers and variables are never shown.
+A server that runs as a command is started for the check, after the command is shown, and ended again with all its
+children. --no-stdio leaves these out. Values of headers and variables, and secrets in arguments, are never shown.
 
 The exit code is 1 where --fail-on says so: at a failure (the default), also where one is alive but does not serve
 you ("alive": it wants a login, say), at anything but "works" ("any"), or never.`,
