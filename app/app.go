@@ -26,6 +26,7 @@ import (
 	"github.com/agentopia/statussync/guard"
 	"github.com/agentopia/statussync/httpapi"
 	"github.com/agentopia/statussync/hub"
+	"github.com/agentopia/statussync/mcpserver"
 	"github.com/agentopia/statussync/probe"
 	"github.com/agentopia/statussync/probe/httpprobe"
 	"github.com/agentopia/statussync/probe/mcpprobe"
@@ -109,28 +110,29 @@ func newLogger(w io.Writer, l slog.Leveler, format string) *slog.Logger {
 
 // service is everything that Run made.
 type service struct {
-	log      *slog.Logger
-	options  Options
-	config   *Config                // what it was started with
-	current  atomic.Pointer[Config] // what is in force
-	level    *slog.LevelVar         // of log; nil: somebody else's
-	listener net.Listener
-	guard    *guard.Guard
-	tokens   *httpapi.Tokens
-	store    *sqlite.Store
-	hub      *hub.Hub
-	probes   *probe.Scheduler
-	prober   *httpprobe.Prober
-	mcp      *mcpprobe.Prober
-	imports  imports
-	asker    *dtma.Asker
-	registry *registry.Manager
-	certs    *certKeeper // nil: without TLS
-	history  *history
-	rollups  *rollup.Service
-	backups  *backups
-	api      *httpapi.API
-	server   *http.Server
+	log       *slog.Logger
+	options   Options
+	config    *Config                // what it was started with
+	current   atomic.Pointer[Config] // what is in force
+	level     *slog.LevelVar         // of log; nil: somebody else's
+	listener  net.Listener
+	guard     *guard.Guard
+	tokens    *httpapi.Tokens
+	store     *sqlite.Store
+	hub       *hub.Hub
+	probes    *probe.Scheduler
+	prober    *httpprobe.Prober
+	mcp       *mcpprobe.Prober
+	imports   imports
+	asker     *dtma.Asker
+	registry  *registry.Manager
+	certs     *certKeeper // nil: without TLS
+	history   *history
+	rollups   *rollup.Service
+	backups   *backups
+	mcpServer *mcpserver.Server
+	api       *httpapi.API
+	server    *http.Server
 
 	operations
 	fallback bool // where it does not start, the one before it is started again
@@ -223,6 +225,9 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener) (s *
 			return nil, err
 		}
 	}
+	if s.mcpServer, err = s.newMCPServer(c, log); err != nil {
+		return nil, err
+	}
 	if s.api, err = s.newAPI(c, o.Version, log); err != nil {
 		return nil, err
 	}
@@ -258,7 +263,7 @@ func (s *service) newAPI(c *Config, version string, log *slog.Logger) (*httpapi.
 		return nil, err
 	}
 	opts := httpapi.Options{
-		Hub: s.hub, Auth: s.tokens, Registry: s.registry, Control: s, Syncer: s, Rollups: s.rollups, Maintenance: s.hub, Listen: s.listener.Addr().String(),
+		Hub: s.hub, Auth: s.tokens, Registry: s.registry, Control: s, Syncer: s, Rollups: s.rollups, Maintenance: s.hub, MCP: s.mcpServer, Listen: s.listener.Addr().String(),
 		OpenLoopback: set.OpenLoopback, LegacyViewer: set.LegacyViewer, AllowedHosts: set.AllowedHosts, AllowedOrigins: set.AllowedOrigins,
 		TrustedProxies: set.TrustedProxies, LoginFailuresPerMinute: set.LoginFailuresPerMinute,
 		Version: version, Logger: log.With("component", "httpapi"),
@@ -363,6 +368,7 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, 
 			}
 			return nil
 		}),
+		start("mcp server", ended, s.mcpServer.Run), // its streams end with the API's
 		start("probes", ended, func(ctx context.Context) error { return s.probes.Run(ctx, s.rollups.Observer(s.hub)) }),
 		start("MCP sessions", ended, s.mcp.Run),
 		start("agents", ended, func(ctx context.Context) error { return s.asker.Run(ctx, s.hub) }),

@@ -31,6 +31,7 @@ type Config struct {
 	TLS            *TLSConfig          `yaml:"tls,omitempty"`
 	Auth           *AuthConfig         `yaml:"auth,omitempty"`
 	Limits         LimitsConfig        `yaml:"limits"`
+	MCP            MCPConfig           `yaml:"mcp"`
 	AllowedHosts   []string            `yaml:"allowed_hosts,omitempty"`
 	AllowedOrigins []string            `yaml:"allowed_origins,omitempty"`
 	TrustedProxies []string            `yaml:"trusted_proxies,omitempty"`

@@ -94,6 +94,7 @@ func (s *service) samples(api *httpapi.API) []prom.Sample {
 	}
 	a := api.Stats()
 	gauge("ws_connections", "Open WebSocket connections.", float64(a.WebSockets))
+	gauge("mcp_requests", "Requests to the service as an MCP server that are under way, streams among them.", float64(a.MCPRequests))
 	gauge("sse_connections", "Open streams of server-sent events.", float64(a.SSEStreams))
 	for code, n := range a.WSClosed {
 		labeled("ws_closed_total", "Ended WebSocket connections, by close code.", "code", strconv.Itoa(code), n)

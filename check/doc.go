@@ -14,7 +14,6 @@ package check
 import (
 	"context"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/agentopia/statussync"
@@ -160,9 +159,4 @@ func one(ctx context.Context, e *mcpconfig.Entry, o *Options) Result {
 }
 
 // clean makes what a server said fit to be shown.
-func clean(e *mcpconfig.Entry, s string) string {
-	for _, v := range e.Unshown {
-		s = strings.ReplaceAll(s, v, "***")
-	}
-	return statussync.CleanText(s, statussync.MaxErrorText)
-}
+func clean(e *mcpconfig.Entry, s string) string { return e.Hide(s, statussync.MaxErrorText) }

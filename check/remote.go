@@ -2,6 +2,8 @@ package check
 
 import (
 	"context"
+	"errors"
+	"strings"
 	"time"
 
 	"github.com/agentopia/statussync"
@@ -42,12 +44,16 @@ func remoteResult(ctx context.Context, p *mcpprobe.Prober, plan *statussync.Prob
 	r := Result{Outcome: Outcome(res.Outcome), Cause: res.Cause, Detail: res.Detail, Auth: res.Auth, ProtocolVersion: res.Protocol}
 	if res.NotMCP {
 		r.Cause = CauseNotMCP
+		r.Detail = strings.TrimPrefix(r.Detail, "answers, but not MCP: ") // the verdict says it
 	}
-	if res.Latency > 0 {
+	if res.Cause == CauseTimeout && !res.ByConnect {
+		r.Detail = "connected, but no answer within " + plan.Timeout.String() // of all questions, not of the last
+	}
+	if res.Latency > 0 && r.Cause != CauseTimeout {
 		ms := res.Latency.Milliseconds()
 		r.LatencyMS = &ms
 	}
-	if ctx.Err() == context.Canceled {
+	if errors.Is(ctx.Err(), context.Canceled) {
 		return Result{Outcome: Skipped, Cause: CauseCanceled}
 	}
 	if res.Outcome != statussync.OutcomeSuccess {
@@ -61,9 +67,7 @@ func remoteResult(ctx context.Context, p *mcpprobe.Prober, plan *statussync.Prob
 		r.ProtocolVersion = inv.Protocol
 	}
 	if err != nil {
-		// It greets and then does not serve: that is not working.
-		r.Outcome, r.Cause, r.Detail = Alive, CauseRPC, "it greets, but does not list what it offers: "+err.Error()
-		return r
+		return unlisted(ctx, r, plan, err)
 	}
 	tools := len(inv.Tools)
 	r.Tools = &tools
@@ -72,6 +76,33 @@ func remoteResult(ctx context.Context, p *mcpprobe.Prober, plan *statussync.Prob
 	}
 	if inv.Prompts >= 0 {
 		r.Prompts = &inv.Prompts
+	}
+	return r
+}
+
+// unlisted is the result of a server that greets and then does not say what it offers: that is not working.
+func unlisted(ctx context.Context, r Result, plan *statussync.ProbePlan, err error) Result {
+	detail := err.Error()
+	var se *statussync.Error
+	if errors.As(err, &se) {
+		detail = se.Detail
+		if se.Location != "" {
+			detail = se.Location + ": " + detail
+		}
+	}
+	r.Outcome, r.Cause, r.Detail = Alive, CauseRPC, "it greets, but does not list what it offers: "+detail
+	switch {
+	case errors.Is(ctx.Err(), context.Canceled):
+		return Result{Outcome: Skipped, Cause: CauseCanceled}
+	case ctx.Err() != nil:
+		r.Outcome, r.Cause, r.Detail = Failure, CauseTimeout, "it greets, but did not list what it offers within "+plan.Timeout.String()
+	case statussync.CodeOf(err) == statussync.CodeTooLarge:
+		r.Cause = causeTooLarge
+	case statussync.CodeOf(err) == statussync.CodeUnauthorized:
+		r.Cause = "http_401"
+		if r.Auth = statussync.AuthRequired; len(plan.Headers) > 0 {
+			r.Auth = statussync.AuthFailed
+		}
 	}
 	return r
 }

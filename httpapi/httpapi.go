@@ -308,6 +308,7 @@ func (a *API) Shutdown(ctx context.Context) {
 type Stats struct {
 	WebSockets   int            // open now
 	SSEStreams   int            // open now
+	MCPRequests  int            // requests to the MCP server under way, streams among them
 	WSClosed     map[int]uint64 // ended WebSockets by close code; 1006: the connection was lost without one
 	SSECut       uint64         // SSE streams cut because a write was blocked too long
 	EntriesSent  uint64         // entries written to all streams
@@ -395,6 +396,7 @@ type streams struct {
 	closed closeReason   // set once: no stream enters any more
 	done   chan struct{} // closed when closed is set and none is inside
 	ws     int
+	mcp    int
 	counts Stats
 
 	entries, heartbeats, inboxFull atomic.Uint64
@@ -456,8 +458,11 @@ func (s *streams) checkDoneLocked() {
 func (s *streams) add(x stream) {
 	s.mu.Lock()
 	s.open[x] = struct{}{}
-	if _, ok := x.(*socket); ok {
+	switch x.(type) {
+	case *socket:
 		s.ws++
+	case *exchange:
+		s.mcp++
 	}
 	why := s.closed
 	s.mu.Unlock()
@@ -471,11 +476,16 @@ func (s *streams) remove(x stream, code int, cut bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.open, x)
-	if _, ok := x.(*socket); ok {
+	switch x.(type) {
+	case *socket:
 		s.ws--
 		s.counts.WSClosed[code]++
-	} else if cut {
-		s.counts.SSECut++
+	case *exchange:
+		s.mcp--
+	default:
+		if cut {
+			s.counts.SSECut++
+		}
 	}
 }
 
@@ -518,7 +528,7 @@ func (s *streams) stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := s.counts
-	out.WebSockets, out.SSEStreams = s.ws, len(s.open)-s.ws
+	out.WebSockets, out.SSEStreams, out.MCPRequests = s.ws, len(s.open)-s.ws-s.mcp, s.mcp
 	out.WSClosed = make(map[int]uint64, len(s.counts.WSClosed))
 	for k, v := range s.counts.WSClosed {
 		out.WSClosed[k] = v

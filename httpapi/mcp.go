@@ -1,10 +1,16 @@
 package httpapi
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"io"
 	"net/http"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/agentopia/statussync"
 )
 
 // PathMCP is where the service is an MCP server itself (docs/protocols.md §7).
@@ -19,19 +25,71 @@ func CredentialOf(r *http.Request) Credential {
 	return Credential{}
 }
 
+const maxMessage = 1 << 20 // bytes of one message to the MCP server
+
+// exchange is one request to the MCP server, which may last: a stream, or a tool that waits. It ends when the service
+// stops and when its credential is good no more.
+type exchange struct {
+	a      *API
+	cred   *Credential
+	cancel context.CancelFunc
+}
+
+func (x *exchange) due(time.Time) bool { return false } // its context knows when the credential expires
+func (x *exchange) end(closeReason)    { x.cancel() }
+func (x *exchange) cut()               { x.cancel() }
+
+func (x *exchange) wake() {
+	if !x.a.current(x.cred) {
+		x.cancel()
+	}
+}
+
+// mcp serves one request to the MCP server. Each counts as a connection of its credential while it lasts.
+func (a *API) mcp(w http.ResponseWriter, r *http.Request) {
+	cred := requestOf(r).cred
+	most := a.limitsOf(cred).Connections
+	if !a.limits.connect(cred.Name, most) {
+		a.fail(w, r, withRetry{statussync.NewError(statussync.CodeRateLimited, tooMany("connections", most, "connections"), nil), 30})
+		return
+	}
+	defer a.limits.disconnect(cred.Name)
+	if !a.streams.enter() {
+		a.fail(w, r, statussync.NewError(statussync.CodeUnavailable, "the service is stopping", nil))
+		return
+	}
+	defer a.streams.leave()
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	if !cred.ExpiresAt.IsZero() {
+		var stop context.CancelFunc
+		ctx, stop = context.WithDeadline(ctx, cred.ExpiresAt)
+		defer stop()
+	}
+	x := &exchange{a: a, cred: cred, cancel: cancel}
+	a.streams.add(x)
+	defer a.streams.remove(x, 0, false)
+	x.wake() // the credentials may have changed since it was let in
+	// The server's limit on reading a request must not end what lasts; a body is read within it.
+	b, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxMessage))
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &large):
+		a.fail(w, r, statussync.NewError(statussync.CodeTooLarge, "a message has 1 MiB at most", err))
+		return
+	case err != nil:
+		a.fail(w, r, statussync.Invalid("body", "could not be read"))
+		return
+	}
+	r.Body = io.NopCloser(bytes.NewReader(b))
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{}) // a reader without deadlines, as in tests, has none to be rid of
+	a.opts.MCP.ServeHTTP(w, r.WithContext(ctx))
+}
+
 // mcpRoutes mounts the MCP server: a viewer may use it, and what it does for others it asks of CredentialOf.
 func (a *API) mcpRoutes() {
 	if a.opts.MCP == nil {
 		return
-	}
-	serve := func(w http.ResponseWriter, r *http.Request) {
-		// A stream ends with the credential that opened it.
-		if until := CredentialOf(r).ExpiresAt; !until.IsZero() {
-			ctx, cancel := context.WithDeadline(r.Context(), until)
-			defer cancel()
-			r = r.WithContext(ctx)
-		}
-		a.opts.MCP.ServeHTTP(w, r)
 	}
 	for _, m := range []struct{ method, id, summary string }{
 		{http.MethodPost, "mcp-post", "A message to the service as an MCP server"},
@@ -48,6 +106,6 @@ func (a *API) mcpRoutes() {
 		if m.method == http.MethodPost {
 			op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": {Schema: &huma.Schema{Type: "object"}}}}
 		}
-		a.raw(op, accessViewer, serve)
+		a.raw(op, accessViewer, a.mcp)
 	}
 }

@@ -59,7 +59,8 @@ type Entry struct {
 	// NeedsConfig says what could not be resolved, in words without any value ("GITHUB_TOKEN is not set"); "" where
 	// nothing is missing. Such a server can't be reached as it is.
 	NeedsConfig string
-	// Unshown is what must not be shown: every value that a variable was replaced by, of headers and of env.
+	// Unshown is what must not be shown, the longest first: every value that a variable was replaced by, of headers and of
+	// env, and what is a secret in arguments and in the URL, by its name. Hide replaces it.
 	Unshown []string
 }
 

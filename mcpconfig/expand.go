@@ -1,6 +1,7 @@
 package mcpconfig
 
 import (
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -98,8 +99,20 @@ func (x *expander) value(name string) (string, bool) {
 // minSecret is the shortest value that is looked for in texts to hide it: a shorter one would hide parts of words.
 const minSecret = 4
 
+// plainWords are values of variables and headers that are no secrets.
+var plainWords = []string{"true", "false", "none", "null", "info", "debug", "warn", "error", "production", "development", "stdio", "http", "https", "bearer", "basic"}
+
+// hide notes a value that must not be shown.
+//
+// Words that tell nothing are not hidden either: what servers say would be hard to read without them.
 func (x *expander) hide(v string) {
-	if len(v) >= minSecret && !slices.Contains(x.secrets, v) {
-		x.secrets = append(x.secrets, v)
+	if len(v) < minSecret || slices.Contains(plainWords, strings.ToLower(v)) {
+		return
+	}
+	// As it is, and as it stands in a URL.
+	for _, s := range []string{v, url.QueryEscape(v), url.PathEscape(v)} {
+		if !slices.Contains(x.secrets, s) {
+			x.secrets = append(x.secrets, s)
+		}
 	}
 }

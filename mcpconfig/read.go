@@ -254,6 +254,7 @@ func (r *reader) server(name string, n node, urlIsSSE bool) (Entry, error) {
 // finish checks what all formats have in common.
 func (r *reader) finish(e Entry, x *expander, n node) (Entry, error) {
 	e.NeedsConfig = x.needs()
+	x.hideAll(&e)
 	e.Unshown = x.secrets
 	if e.Transport != statussync.TransportStdio && e.NeedsConfig == "" {
 		if fault := urlFault(e.URL); fault != "" {

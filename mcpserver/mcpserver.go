@@ -108,6 +108,7 @@ type Server struct {
 	mu      sync.Mutex
 	closed  bool
 	callers map[door]*caller
+	used    chan struct{} // closed when there is the first
 	stop    context.CancelFunc
 	base    context.Context
 }
@@ -143,7 +144,7 @@ func New(o Options) (*Server, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{opts: o, log: o.Logger, callers: make(map[door]*caller), schema: mcp.NewSchemaCache()}
+	s := &Server{opts: o, log: o.Logger, callers: make(map[door]*caller), used: make(chan struct{}), schema: mcp.NewSchemaCache()}
 	if _, err := rand.Read(s.key[:]); err != nil {
 		return nil, err
 	}
@@ -174,7 +175,9 @@ func (s *Server) of(c door) *caller {
 			DisableLocalhostProtection: true, // the door in front checks the Host header, with a list of its own
 		})
 	}
-	s.callers[c] = p
+	if s.callers[c] = p; len(s.callers) == 1 {
+		close(s.used)
+	}
 	return p
 }
 
@@ -207,7 +210,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	defer context.AfterFunc(s.base, cancel)()
 	r = r.WithContext(ctx)
-	w = &patient{ResponseWriter: w, rc: http.NewResponseController(w)}
+	lasting := &patient{ResponseWriter: w, rc: http.NewResponseController(w)}
+	lasting.rest()
+	defer func() { _ = lasting.rc.SetWriteDeadline(time.Now().Add(writeTimeout)) }() // for what the server writes in the end
+	w = lasting
 	if r.Header.Get("Mcp-Protocol-Version") >= modernSince {
 		p.handlers[1].ServeHTTP(w, r)
 		return
@@ -246,7 +252,8 @@ func (s *Server) ServeStdio(ctx context.Context, c Caller, in io.ReadCloser, out
 	return err
 }
 
-// patient gives each write its own deadline, so that a stream lasts as long as its reader reads.
+// patient gives each write its own deadline, so that a stream lasts as long as its reader reads. Between writes there is
+// none: over HTTP/2 one that passes ends the stream, whether anything is written or not.
 type patient struct {
 	http.ResponseWriter
 	rc *http.ResponseController
@@ -257,14 +264,18 @@ func (w *patient) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func (w *patient) Write(b []byte) (int, error) {
 	_ = w.rc.SetWriteDeadline(time.Now().Add(writeTimeout)) // a writer without deadlines, as in tests, can't be blocked
+	defer w.rest()
 	return w.ResponseWriter.Write(b)
 }
 
 // FlushError implements what http.ResponseController asks for.
 func (w *patient) FlushError() error {
 	_ = w.rc.SetWriteDeadline(time.Now().Add(writeTimeout))
+	defer w.rest()
 	return w.rc.Flush()
 }
+
+func (w *patient) rest() { _ = w.rc.SetWriteDeadline(time.Time{}) }
 
 // Flush implements http.Flusher.
 func (w *patient) Flush() { _ = w.FlushError() }
@@ -275,6 +286,13 @@ func (s *Server) Run(ctx context.Context) error {
 	defer s.close()
 	var told sync.WaitGroup
 	defer told.Wait()
+	defer s.stop() // requests end before those who tell them anything are waited for
+	// A service that nobody asks by MCP is not watched for nothing.
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-s.used:
+	}
 	told.Go(func() { s.tell(ctx, &told) })
 	for {
 		err := s.opts.Service.Watch(ctx, nil, func(ids []string) bool {

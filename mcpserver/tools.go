@@ -72,6 +72,10 @@ func (p *caller) newServer(keepAlive time.Duration) *mcp.Server {
 func add[I any](srv *mcp.Server, p *caller, name, description string, a *mcp.ToolAnnotations, h func(context.Context, *mcp.CallToolRequest, I) (any, error)) {
 	mcp.AddTool(srv, &mcp.Tool{Name: name, Description: description, Annotations: a},
 		func(ctx context.Context, r *mcp.CallToolRequest, in I) (*mcp.CallToolResult, any, error) {
+			// A session's calls outlive their requests; the server's end is theirs.
+			ctx, cancel := context.WithCancel(ctx)
+			defer cancel()
+			defer context.AfterFunc(p.s.base, cancel)()
 			out, err := h(ctx, r, in)
 			if err != nil {
 				if statussync.CodeOf(err) == statussync.CodeInternal {

@@ -38,8 +38,8 @@ func (c *cli) checkCmd() *cobra.Command {
 words what came of it and what to do about it. Without arguments the files of Claude Desktop, Claude Code, Cursor,
 VS Code, Windsurf, Gemini CLI, Copilot CLI and Cline are looked for, in this folder and in your home.
 
-A server that runs as a command is started for the check, after the command is shown, and stopped again with all
-its children. --no-stdio leaves these out. Values of headers and variables are never shown.
+A server that runs as a command is started for the check, after the command is shown, and ended again with all its
+children. --no-stdio leaves these out. Values of headers and variables, and secrets in arguments, are never shown.
 
 The exit code is 1 where --fail-on says so: at a failure (the default), also where one is alive but does not serve
 you ("alive": it wants a login, say), at anything but "works" ("any"), or never.`,
@@ -83,11 +83,11 @@ func (c *cli) entries(args []string) (entries []mcpconfig.Entry, faults []check.
 			if err != nil || u.Hostname() == "" || u.User != nil {
 				return nil, nil, usagef("%q is not an address such as https://host/mcp (credentials belong into a file's headers)", statussync.CleanText(redacted(a), 200))
 			}
-			e := mcpconfig.Entry{Name: u.Host + u.Path, Source: "command line", Transport: statussync.TransportStreamableHTTP, URL: a}
+			transport := statussync.TransportStreamableHTTP
 			if strings.HasSuffix(u.Path, "/sse") {
-				e.Transport = statussync.TransportSSE
+				transport = statussync.TransportSSE
 			}
-			entries = append(entries, e)
+			entries = append(entries, mcpconfig.RemoteEntry(statussync.CleanText(u.Host+u.Path, statussync.MaxNameText), "command line", a, transport))
 			continue
 		}
 		f, err := mcpconfig.ReadFile(a, o)
@@ -191,8 +191,13 @@ func (c *cli) check(ctx context.Context, entries []mcpconfig.Entry, faults []che
 			bad++
 		}
 	}
-	if bad > 0 {
-		return &notHealthy{fmt.Sprintf("%s of %d", plural(bad, "server does not work", "servers do not work"), len(results))}
+	switch {
+	case ctx.Err() != nil:
+		return &notHealthy{"the check was interrupted"}
+	case bad == 1:
+		return &notHealthy{fmt.Sprintf("1 of %s does not work", plural(len(results), "server", "servers"))}
+	case bad > 1:
+		return &notHealthy{fmt.Sprintf("%d of %d servers do not work", bad, len(results))}
 	}
 	return nil
 }
@@ -219,10 +224,7 @@ func commandLine(e *mcpconfig.Entry) string {
 		parts = append(parts, a)
 	}
 	s := strings.Join(parts, " ")
-	for _, v := range e.Unshown {
-		s = strings.ReplaceAll(s, v, "***")
-	}
-	return statussync.CleanText(s, 300)
+	return e.Hide(s, 300)
 }
 
 // checked writes the table, and below it what to do.
@@ -234,12 +236,13 @@ func (c *cli) checked(results []check.Result) error {
 		}
 		return num(strconv.Itoa(*n))
 	}
+	head := []string{"NAME", "TRANSPORT", "PROTOCOL", "AUTH", "TOOLS", "RESOURCES", "PROMPTS", "LATENCY", "VERDICT"}
 	var rows [][]cell
 	for i := range results {
 		r := &results[i]
 		ms := num("-")
 		if r.LatencyMS != nil {
-			ms = num(latency(max(0.1, float64(*r.LatencyMS))))
+			ms = num(wholeMS(*r.LatencyMS))
 		}
 		st := red
 		switch r.Outcome {
@@ -253,7 +256,8 @@ func (c *cli) checked(results []check.Result) error {
 		rows = append(rows, []cell{txt(clean(r.Name)), txt(clean(string(r.Transport))), txt(clean(r.ProtocolVersion)), txt(clean(string(r.Auth))),
 			count(r.Tools), count(r.Resources), count(r.Prompts), ms, in(clean(r.Verdict), st)})
 	}
-	if err := p.table([]string{"NAME", "TRANSPORT", "PROTOCOL", "AUTH", "TOOLS", "RESOURCES", "PROMPTS", "LATENCY", "VERDICT"}, rows); err != nil {
+	head, rows = fit(head, rows, c.columns, "RESOURCES", "PROMPTS", "AUTH", "LATENCY", "PROTOCOL", "TRANSPORT", "TOOLS")
+	if err := p.table(head, rows); err != nil {
 		return err
 	}
 	first := true
@@ -272,14 +276,79 @@ func (c *cli) checked(results []check.Result) error {
 		if r.Cause == check.CauseNeedsConfig { // the verdict says it
 			why = ""
 		}
-		if err := p.line(p.paint(clean(r.Name), bold), " ", text(r.Verdict)); err != nil {
+		if err := p.line(p.paint(clean(r.Name)+":", bold), " ", text(r.Verdict)); err != nil {
 			return err
 		}
-		if err := p.facts("why", why, "do", text(r.Advice), "from", text(r.Source)); err != nil {
-			return err
+		for _, f := range [][2]string{{"why ", why}, {"do  ", text(r.Advice)}, {"from", text(r.Source)}} {
+			for i, l := range wrap(f[1], c.columns-8) {
+				label := p.paint(f[0], dim)
+				if i > 0 {
+					label = "    "
+				}
+				if err := p.line("  ", label, "  ", l); err != nil {
+					return err
+				}
+			}
 		}
 	}
 	return nil
+}
+
+// wholeMS is a latency of which no more is known than its milliseconds.
+func wholeMS(n int64) string {
+	switch {
+	case n < 1:
+		return "<1ms"
+	case n < 1000:
+		return strconv.FormatInt(n, 10) + "ms"
+	}
+	return latency(float64(n))
+}
+
+// fit leaves out columns, in the order given, until a table is no wider than columns; 0 is as wide as it likes. The rest
+// of a verdict that is long by itself may wrap.
+func fit(head []string, rows [][]cell, columns int, order ...string) ([]string, [][]cell) {
+	const most = 40 // of one cell that counts
+	for _, out := range order {
+		total := 0
+		for i, h := range head {
+			w := width(h)
+			for _, r := range rows {
+				w = max(w, min(width(r[i].text), most))
+			}
+			total += w + 2
+		}
+		if columns <= 0 || total-2 <= columns {
+			break
+		}
+		i := slices.Index(head, out)
+		head = slices.Delete(head, i, i+1)
+		for j := range rows {
+			rows[j] = slices.Delete(rows[j], i, i+1)
+		}
+	}
+	return head, rows
+}
+
+// wrap breaks text between words into lines of at most limit columns, where a word is not longer itself; a limit below
+// 20 breaks nothing. Of an empty text there is no line.
+func wrap(s string, limit int) (lines []string) {
+	if s == "" {
+		return nil
+	}
+	line := ""
+	for _, word := range strings.Fields(s) {
+		switch {
+		case line == "":
+			line = word
+		case limit >= 20 && width(line)+1+width(word) > limit:
+			lines = append(lines, line)
+			line = word
+		default:
+			line += " " + word
+		}
+	}
+	return append(lines, line)
 }
 
 // progressLine shows what is going on, on a terminal.
@@ -299,7 +368,7 @@ func (c *cli) progress(entries []mcpconfig.Entry) *progressLine {
 	for i := range entries {
 		l.names = append(l.names, clean(entries[i].Name))
 	}
-	if !c.terminal {
+	if !c.live {
 		close(l.done)
 		return l
 	}

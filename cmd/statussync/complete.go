@@ -37,6 +37,7 @@ var completions = map[string]struct {
 	"environment tokens":       {args: []completer{environments}},
 	"environment drop-token":   {args: []completer{environments}},
 	"adopt":                    {args: []completer{environments, containers}},
+	"check":                    {args: []completer{mcpFiles}, more: true},
 	"config check":             {args: []completer{configurations}},
 	"man":                      {args: []completer{folders}},
 }
@@ -46,6 +47,10 @@ type completer func(ctx context.Context, cl *client.Client, before []string) ([]
 
 func configurations(context.Context, *client.Client, []string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	return []cobra.Completion{"yaml", "yml"}, cobra.ShellCompDirectiveFilterFileExt
+}
+
+func mcpFiles(context.Context, *client.Client, []string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return []cobra.Completion{"json"}, cobra.ShellCompDirectiveFilterFileExt
 }
 
 func folders(context.Context, *client.Client, []string) ([]cobra.Completion, cobra.ShellCompDirective) {

@@ -33,7 +33,7 @@ func main() {
 	}()
 	os.Exit(run(ctx, os.Args[1:], system{
 		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, getenv: os.Getenv, now: time.Now, version: buildVersion(),
-		terminal: isatty.IsTerminal(os.Stdout.Fd()), command: os.Args[0],
+		terminal: isatty.IsTerminal(os.Stdout.Fd()), columns: columns(os.Stdout), live: isatty.IsTerminal(os.Stderr.Fd()), command: os.Args[0],
 	}))
 }
 

@@ -32,6 +32,8 @@ type system struct {
 	now            func() time.Time
 	version        string
 	terminal       bool   // stdout is one
+	columns        int    // of it; 0: unknown, so nothing is cut or wrapped
+	live           bool   // stderr is a terminal: what goes on can be shown there
 	command        string // as the user called this program; empty: statussync
 }
 
