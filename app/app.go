@@ -116,6 +116,7 @@ type service struct {
 	probes   *probe.Scheduler
 	prober   *httpprobe.Prober
 	asker    *dtma.Asker
+	mcp      mcpParts
 	registry *registry.Manager
 	certs    *certKeeper // nil: without TLS
 	history  *history
@@ -185,8 +186,11 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener) (s *
 		Guard: g, UserAgent: userAgent, Logger: log,
 		Concurrency: askConcurrency(c), // agents that hang, however many, must not delay another's question
 	})
+	if s.mcp, err = newMCP(g, o.Version, func() *hub.Hub { return s.hub }, log); err != nil {
+		return nil, err
+	}
 	s.hub, err = hub.New(hub.Options{
-		Journal: s.store, Policy: c.Policy(), Requester: requesters{s.probes, s.asker}, Checker: s.probes,
+		Journal: s.store, Policy: c.Policy(), Requester: requesters{s.probes, s.asker, s.mcp.prober, s.mcp.drift}, Checker: s.probes,
 		Recurrence: recur.Parse, Logger: log,
 	})
 	if err != nil {
@@ -242,7 +246,7 @@ func (s *service) newAPI(c *Config, version string, log *slog.Logger) (*httpapi.
 		return nil, err
 	}
 	opts := httpapi.Options{
-		Hub: s.hub, Auth: s.tokens, Registry: s.registry, Control: s, Syncer: s, Rollups: s.rollups, Maintenance: s.hub, Backup: newBackups(c.Data, storeFiles(), version, log), Listen: s.listener.Addr().String(),
+		Hub: s.hub, Auth: s.tokens, Registry: s.registry, Control: s, Syncer: s, Rollups: s.rollups, Maintenance: s.hub, Tools: s.hub, ToolLooker: s.mcp.drift, Backup: newBackups(c.Data, storeFiles(), version, log), Listen: s.listener.Addr().String(),
 		OpenLoopback: set.OpenLoopback, LegacyViewer: set.LegacyViewer, AllowedHosts: set.AllowedHosts, AllowedOrigins: set.AllowedOrigins,
 		TrustedProxies: set.TrustedProxies, LoginFailuresPerMinute: set.LoginFailuresPerMinute,
 		Version: version, Logger: log.With("component", "httpapi"),
@@ -343,6 +347,8 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, 
 		}),
 		start("probes", ended, func(ctx context.Context) error { return s.probes.Run(ctx, s.rollups.Observer(s.hub)) }),
 		start("agents", ended, func(ctx context.Context) error { return s.asker.Run(ctx, s.hub) }),
+		start("mcp sessions", ended, s.mcp.prober.Run),
+		start("tools", ended, func(ctx context.Context) error { return s.mcp.drift.Run(ctx, s.hub) }),
 		start("store", ended, s.store.Run),
 		start("registry", ended, s.registry.Run),
 		start("hangups", ended, s.hangups),
@@ -414,6 +420,7 @@ func (s *service) shutdown(core *part, others []*part, again bool) error {
 	defer cancelStreams()
 	s.api.Shutdown(sctx)
 	s.prober.Close()
+	s.mcp.close()
 	errs = append(errs, core.join(hubLimit))
 	errs = append(errs, within("history", stopStore, s.history.close))
 	// A busy disk may take its time to close the store; it gets what the others have left.
