@@ -190,7 +190,7 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener) (s *
 		return nil, err
 	}
 	s.hub, err = hub.New(hub.Options{
-		Journal: s.store, Policy: c.Policy(), Requester: requesters{s.probes, s.asker, s.mcp.prober, s.mcp.drift}, Checker: s.probes,
+		Journal: s.store, Policy: c.Policy(), Requester: requesters{s.probes, s.asker, s.mcp.drift, s.mcp.prober}, Checker: s.probes,
 		Recurrence: recur.Parse, Logger: log,
 	})
 	if err != nil {
