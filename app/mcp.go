@@ -37,3 +37,11 @@ func (m *mcpParts) close() {
 	defer cancel()
 	m.prober.Close(ctx)
 }
+
+// samples are the metrics of the parts that speak MCP.
+func (m *mcpParts) samples(gauge func(name, help string, v float64), counter func(name, help string, v uint64)) {
+	st := m.drift.Stats()
+	gauge("tool_lists_targets", "MCP servers whose tools can be read.", float64(st.Servers))
+	counter("tool_lists_total", "Tool lists asked for.", st.Looks)
+	counter("tool_lists_failed_total", "Tool lists that could not be read.", st.Failed)
+}

@@ -95,18 +95,15 @@ func (e *Engine) toolsSeen(now time.Time, o *statussync.ToolsSeen, eff *Effects)
 // toolsPin says that the current set is the one that the server should have.
 func (e *Engine) toolsPin(now time.Time, o *statussync.ToolsPin, eff *Effects) {
 	s := e.servers[o.ServerID]
-	conflict := func(detail string) {
-		eff.fail(&statussync.Error{Code: statussync.CodeConflict, Location: "hash", Detail: detail})
-	}
 	switch {
 	case s == nil:
 		eff.fail(statussync.NotFound("server", o.ServerID))
 		return
 	case s.tools == nil || !s.tools.Known:
-		conflict("its tools have not been read yet: there is nothing to pin")
+		eff.fail(&statussync.Error{Code: statussync.CodeConflict, Detail: "its tools have not been read yet: there is nothing to pin"})
 		return
 	case o.Hash != "" && o.Hash != s.tools.Hash:
-		conflict("its tools are not these any more: the current hash is " + s.tools.Hash)
+		eff.fail(&statussync.Error{Code: statussync.CodeConflict, Location: "hash", Detail: "its tools are not these any more: the current hash is " + s.tools.Hash})
 		return
 	}
 	m := s.tools

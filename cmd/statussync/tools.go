@@ -101,6 +101,9 @@ func (c *cli) toolsHead(p printer, v *wire.Tools) error {
 		return stamp(t)
 	}
 	pinned := ""
+	if v.Hash != "" {
+		pinned = "nothing"
+	}
 	if v.Pinned != nil {
 		by := ""
 		if v.Pinned.Actor != "" {
@@ -112,7 +115,7 @@ func (c *cli) toolsHead(p printer, v *wire.Tools) error {
 		}
 		pinned += ", since " + stamp(v.Pinned.At) + by
 	}
-	return p.facts("hash", clean(v.Hash), "since", at(v.Since), "read", at(v.CheckedAt), "pinned", pinned, "not read", text(v.LastError))
+	return p.facts("hash", orEmpty(v.Hash), "since", at(v.Since), "read", at(v.CheckedAt), "pinned", pinned, "not read", text(v.LastError))
 }
 
 func (c *cli) tools(v *wire.Tools, list bool) error {
