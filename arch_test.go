@@ -34,6 +34,7 @@ var rooms = map[string][]string{
 	"registry":        {},
 	"rollup":          {},
 	"recur":           {},
+	"drift":           {},
 	"fleetsim":        {},
 	"mcpconfig":       {},
 	"mcpserver":       {"wire"},

@@ -59,6 +59,7 @@ const (
 	RecordEnvironment RecordKind = "environment" //
 	RecordEngine      RecordKind = "engine"      // ID is empty: learned facts that belong to nobody
 	RecordMaintenance RecordKind = "maintenance" // a window
+	RecordTools       RecordKind = "tools"       // the tools of a server, and which are pinned
 	RecordHub         RecordKind = "hub"         // the hub's own notes; the engine never sees them
 )
 
@@ -111,6 +112,7 @@ type HistoryQuery struct {
 	ServerID string
 	From, To time.Time // From ≤ timestamp < To; zero: unbounded
 	Before   uint64    // only Seq below it; 0: unbounded
+	Kind     Kind      // only this one; empty: every
 	Limit    int       // at least 1
 }
 
@@ -251,7 +253,7 @@ type Explanation struct {
 
 // ExplainedEvidence is one piece of evidence as it counts at that moment.
 type ExplainedEvidence struct {
-	Kind       string // container, heartbeat, record, probe, override, maintenance, desired
+	Kind       string // container, heartbeat, record, probe, tools, override, maintenance, desired
 	Value      string
 	AssertedAt time.Time // zero: never
 	Fresh      bool

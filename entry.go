@@ -18,8 +18,8 @@ const (
 	KindServerRemoved     Kind = "server_removed"
 	KindEnvironmentSilent Kind = "environment_silent" // a host was lost; ServerIDs lists who fell with it
 	KindEnvironmentBack   Kind = "environment_back"
-	KindSelfDoubt         Kind = "self_doubt" // so much fails at once that it may be us
-	KindToolDrift         Kind = "tool_drift"
+	KindSelfDoubt         Kind = "self_doubt"        // so much fails at once that it may be us
+	KindToolDrift         Kind = "tool_drift"        // a server lists other tools than before
 	KindMaintenanceBegin  Kind = "maintenance_begin" // a window opened; ServerIDs lists whom it selects
 	KindMaintenanceEnd    Kind = "maintenance_end"
 )
@@ -62,6 +62,8 @@ type Entry struct {
 	Previous *Status
 	Current  *Status
 	Changes  []string // KindStatus: which of state, health, reason, marks; KindServerChanged: which fields
+
+	Tools *ToolDrift // KindToolDrift: what differs
 
 	// Labels are the server's labels at that time. Filters need them; they are no part of the JSON.
 	Labels map[string]string
@@ -164,6 +166,14 @@ func (e *Entry) AppendJSON(b []byte) []byte {
 		b = append(b, `,"changes":`...)
 		b = appendStrings(b, e.Changes)
 	}
+	if e.Tools != nil {
+		b = append(b, `,"tools":`...)
+		t, err := json.Marshal(e.Tools)
+		if err != nil { // strings and numbers always marshal
+			panic(err)
+		}
+		b = append(b, t...)
+	}
 	return append(b, '}')
 }
 
@@ -238,6 +248,7 @@ type entryJSON struct {
 	Source        EventSource  `json:"source"`
 	Details       string       `json:"details"`
 	Changes       []string     `json:"changes"`
+	Tools         *ToolDrift   `json:"tools"`
 }
 
 type entryStatus struct {
@@ -271,7 +282,7 @@ func (e *Entry) UnmarshalJSON(b []byte) error {
 	*e = Entry{
 		Seq: j.Seq, Epoch: j.Epoch, Kind: j.Kind, ServerID: j.ServerID, EnvironmentID: j.EnvironmentID,
 		ServerIDs: j.ServerIDs, MaintenanceID: j.MaintenanceID, Version: j.Version, Previous: j.Previous.status(), Current: j.Current.status(),
-		Timestamp: j.Timestamp, Source: j.Source, Details: j.Details, Changes: j.Changes,
+		Timestamp: j.Timestamp, Source: j.Source, Details: j.Details, Changes: j.Changes, Tools: j.Tools,
 	}
 	return nil
 }

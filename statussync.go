@@ -98,6 +98,7 @@ const (
 	ReasonContainerError      Reason = "container_error"
 	ReasonStuckStarting       Reason = "stuck_starting"
 	ReasonStuckStopping       Reason = "stuck_stopping"
+	ReasonToolsChanged        Reason = "tools_changed"
 	ReasonOverride            Reason = "override"
 )
 
@@ -106,7 +107,7 @@ var Reasons = []Reason{
 	ReasonOK, ReasonNeverSeen, ReasonStale, ReasonNeedsAgent, ReasonNeedsConfig, ReasonHeartbeatLate, ReasonHeartbeatLost,
 	ReasonAgentSilent, ReasonProbeFailing, ReasonProbeSlow, ReasonNotMCP, ReasonAuthFailed, ReasonThrottled, ReasonCrashed,
 	ReasonCrashLoop, ReasonStoppedUnexpectedly, ReasonContainerUnhealthy, ReasonContainerError, ReasonStuckStarting,
-	ReasonStuckStopping, ReasonOverride,
+	ReasonStuckStopping, ReasonToolsChanged, ReasonOverride,
 }
 
 // Marks is a set of flags beside a status. The zero value is the empty set; sets are compared with ==.

@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/agentopia/statussync"
+	"github.com/agentopia/statussync/drift"
 	"github.com/agentopia/statussync/dtma"
 	"github.com/agentopia/statussync/guard"
 	"github.com/agentopia/statussync/httpapi"
@@ -123,6 +124,7 @@ type service struct {
 	probes    *probe.Scheduler
 	prober    *httpprobe.Prober
 	mcp       *mcpprobe.Prober
+	drift     *drift.Service
 	imports   imports
 	asker     *dtma.Asker
 	registry  *registry.Manager
@@ -200,11 +202,14 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener) (s *
 		Guard: g, UserAgent: userAgent, Logger: log,
 		Concurrency: askConcurrency(c), // agents that hang, however many, must not delay another's question
 	})
+	if s.drift, err = s.newDrift(log); err != nil {
+		return nil, err
+	}
 	if err = s.firstImport(c); err != nil {
 		return nil, err
 	}
 	s.hub, err = hub.New(hub.Options{
-		Journal: s.store, Policy: c.Policy(), Requester: requesters{s.probes, s.mcp, s.asker}, Checker: s.probes,
+		Journal: s.store, Policy: c.Policy(), Requester: requesters{s.probes, s.asker, s.drift, s.mcp}, Checker: s.probes,
 		Recurrence: recur.Parse, Logger: log,
 	})
 	if err != nil {
@@ -263,7 +268,7 @@ func (s *service) newAPI(c *Config, version string, log *slog.Logger) (*httpapi.
 		return nil, err
 	}
 	opts := httpapi.Options{
-		Hub: s.hub, Auth: s.tokens, Registry: s.registry, Control: s, Syncer: s, Rollups: s.rollups, Maintenance: s.hub, MCP: s.mcpServer, Listen: s.listener.Addr().String(),
+		Hub: s.hub, Auth: s.tokens, Registry: s.registry, Control: s, Syncer: s, Rollups: s.rollups, Maintenance: s.hub, MCP: s.mcpServer, Tools: s.hub, ToolLooker: s.drift, Listen: s.listener.Addr().String(),
 		OpenLoopback: set.OpenLoopback, LegacyViewer: set.LegacyViewer, AllowedHosts: set.AllowedHosts, AllowedOrigins: set.AllowedOrigins,
 		TrustedProxies: set.TrustedProxies, LoginFailuresPerMinute: set.LoginFailuresPerMinute,
 		Version: version, Logger: log.With("component", "httpapi"),
@@ -372,6 +377,7 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, 
 		start("probes", ended, func(ctx context.Context) error { return s.probes.Run(ctx, s.rollups.Observer(s.hub)) }),
 		start("MCP sessions", ended, s.mcp.Run),
 		start("agents", ended, func(ctx context.Context) error { return s.asker.Run(ctx, s.hub) }),
+		start("tools", ended, func(ctx context.Context) error { return s.drift.Run(ctx, s.hub) }),
 		start("store", ended, s.store.Run),
 		start("registry", ended, s.registry.Run),
 		start("hangups", ended, s.hangups),

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/agentopia/statussync"
+	"github.com/agentopia/statussync/drift"
 	"github.com/agentopia/statussync/guard"
 	"github.com/agentopia/statussync/probe/mcpprobe"
 )
@@ -87,4 +88,29 @@ func hide(s string, secrets []string) string {
 		s = strings.ReplaceAll(s, v, hidden)
 	}
 	return s
+}
+
+// newDrift returns what reads the tools of MCP servers. The hub is asked once it runs.
+func (s *service) newDrift(log *slog.Logger) (*drift.Service, error) {
+	return drift.New(drift.Options{
+		Look: func(ctx context.Context, p *statussync.ProbePlan) ([]statussync.ToolRef, error) {
+			tools, err := s.mcp.Tools(ctx, p)
+			if e, ok := err.(*statussync.Error); ok { // servers quote requests in their errors
+				c := *e
+				c.Detail, c.Err = hide(e.Detail, secretsOf(p)), nil
+				err = &c
+			}
+			return tools, err
+		},
+		Up:     func(id string) bool { return s.hub.Up(id) },
+		Logger: log,
+	})
+}
+
+// driftSamples are the metrics of what reads tools.
+func (s *service) driftSamples(gauge func(name, help string, v float64), counter func(name, help string, v uint64)) {
+	st := s.drift.Stats()
+	gauge("tool_lists_targets", "MCP servers whose tools can be read.", float64(st.Servers))
+	counter("tool_lists_total", "Tool lists asked for.", st.Looks)
+	counter("tool_lists_failed_total", "Tool lists that could not be read.", st.Failed)
 }

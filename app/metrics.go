@@ -74,6 +74,8 @@ func (s *service) samples(api *httpapi.API) []prom.Sample {
 	}
 	out = append(out, prom.Sample{Name: "probe_lateness_seconds", Help: "How late probes start, against the time they were due.", Histogram: late})
 
+	s.driftSamples(gauge, counter)
+
 	st := s.store.Stats()
 	gauge("store_file_bytes", "Size of the embedded store's file.", float64(st.FileBytes))
 	gauge("store_log_bytes", "Size of the write-ahead log beside it.", float64(st.LogBytes))

@@ -388,6 +388,7 @@ func (s *service) recallProbing() {
 	}
 	s.probing.Store(&wire.Probing{Enabled: p.Enabled, Since: wire.Time{Time: p.Since}, ChangedBy: p.ChangedBy})
 	s.probes.SetEnabled(p.Enabled)
+	s.drift.SetEnabled(p.Enabled)
 	if !p.Enabled {
 		s.log.Warn("probing is switched off", "since", p.Since, "by", p.ChangedBy)
 	}
@@ -416,6 +417,7 @@ func (s *service) SetProbing(ctx context.Context, enabled bool, actor string) (w
 		return wire.Probing{}, err
 	}
 	s.probes.SetEnabled(enabled)
+	s.drift.SetEnabled(enabled)
 	s.probing.Store(&next)
 	s.log.Warn("probing was switched", "enabled", enabled, "by", actor)
 	return next, nil

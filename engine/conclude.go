@@ -278,6 +278,8 @@ func (e *Engine) health(s *server, v *sight, state statussync.State, by string, 
 	give("3g", lost && freshUp, degraded, statussync.ReasonAgentSilent, "it answers, its agent is lost")
 	give("3h", running && v.agent == statussync.AgentLate && !freshUp, degraded, statussync.ReasonHeartbeatLate, "its agent's heartbeat is late and no fresh probe says that it is up")
 	give("3i", running && p.AuthBad.On, degraded, statussync.ReasonAuthFailed, "the login is rejected")
+	_, changed := s.toolsDiffer()
+	give("3j", running && changed, degraded, statussync.ReasonToolsChanged, "its tools are not the pinned ones")
 	give("3j", running && p.Slow.On, degraded, statussync.ReasonProbeSlow, "answers slowly")
 	give("3j", running && p.Throttled.On, degraded, statussync.ReasonThrottled, "asks us to slow down")
 
@@ -349,6 +351,8 @@ func (e *Engine) cause(s *server, v *sight, c *conclusion) {
 		if v.container != statussync.StateError {
 			c.Cause, c.LastError = s.Record.Word, s.Record.Error
 		}
+	case statussync.ReasonToolsChanged:
+		c.LastError, _ = s.toolsDiffer()
 	case statussync.ReasonNeedsConfig:
 		c.LastError = s.Def.NeedsConfig
 	}

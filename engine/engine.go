@@ -66,15 +66,17 @@ type Engine struct {
 
 	dirty       map[*server]struct{}
 	dirtyEnvs   map[*environment]struct{}
-	dirtyGone   map[string]uint64 // removed servers whose record is to be written, with their version
+	dirtyTools  map[string]struct{} // servers whose tools or pin changed, also of those that are gone
+	dirtyGone   map[string]uint64   // removed servers whose record is to be written, with their version
 	dirtyDelete map[recordKey]struct{}
 	dirtySelf   bool
 	restoredAt  time.Time // the newest time of a restored record: the service was alive then
 	// skipped is all the time that was ever taken off evidence clocks. Records are stored with it: one that was stored
 	// before the newest downtime, and not since, still lacks that when the service dies again.
-	skipped     time.Duration
-	touched     map[string]struct{}
-	touchedEnvs map[string]struct{}
+	skipped       time.Duration
+	restoredTools map[string]*toolMemory // until Start
+	touched       map[string]struct{}
+	touchedEnvs   map[string]struct{}
 }
 
 // New returns an empty engine. An invalid policy is a *statussync.Error that names the field.
@@ -85,7 +87,7 @@ func New(p Policy) (*Engine, error) {
 	e := &Engine{
 		p: p, servers: map[string]*server{}, envs: map[string]*environment{}, maintenance: newMaintenance(),
 		unknown: map[string]struct{}{}, dirty: map[*server]struct{}{}, dirtyEnvs: map[*environment]struct{}{},
-		dirtyGone: map[string]uint64{}, dirtyDelete: map[recordKey]struct{}{},
+		dirtyTools: map[string]struct{}{}, restoredTools: map[string]*toolMemory{}, dirtyGone: map[string]uint64{}, dirtyDelete: map[recordKey]struct{}{},
 		touched: map[string]struct{}{}, touchedEnvs: map[string]struct{}{},
 	}
 	e.versions.init()
@@ -126,6 +128,12 @@ func (e *Engine) Step(now time.Time, o statussync.Observation, eff *Effects) {
 		e.maintenanceSet(now, o, eff)
 	case *statussync.MaintenanceEnd:
 		e.maintenanceEnd(now, o, eff)
+	case *statussync.ToolsSeen:
+		e.toolsSeen(now, o, eff)
+	case *statussync.ToolsPin:
+		e.toolsPin(now, o, eff)
+	case *statussync.ToolsUnpin:
+		e.toolsUnpin(now, o, eff)
 	default:
 		eff.fail(statussync.Invalid("observation", "is of a kind that the engine does not know"))
 	}

@@ -197,7 +197,7 @@ func (x *Eraser) Decide() ErasedIDs {
 
 // Record says what a record becomes: nil for one that is to be deleted. changed is false where it stays as it is.
 func (x *Eraser) Record(r statussync.Record) (data []byte, changed bool, err error) {
-	gone := (r.Kind == statussync.RecordServer && x.removedServer(r.ID)) || (r.Kind == statussync.RecordEnvironment && x.removedEnvironment(r.ID))
+	gone := ((r.Kind == statussync.RecordServer || r.Kind == statussync.RecordTools) && x.removedServer(r.ID)) || (r.Kind == statussync.RecordEnvironment && x.removedEnvironment(r.ID))
 	if gone {
 		return nil, true, nil
 	}
@@ -351,7 +351,7 @@ func (x *Eraser) Entry(e *statussync.Entry) bool {
 	if rename(&e.ServerID) {
 		// What the status was is no word of anybody; everything that somebody wrote is.
 		e.Previous, e.Current = bare(e.Previous), bare(e.Current)
-		e.Labels = nil
+		e.Labels, e.Tools = nil, nil
 		told = true
 	}
 	if told {

@@ -134,6 +134,9 @@ func (e *Engine) explainEvidence(s *server, v *sight, now time.Time, x *statussy
 		}
 		add("probe", t, p.LastAt, v.verdictFresh)
 	}
+	if t, at, ok := s.explainTools(); ok {
+		add("tools", t, at, s.tools.Known)
+	}
 	if o := s.Override; o != nil {
 		t := string(o.State) + ", " + string(o.Health) + " by " + orSomebody(o.Actor)
 		if o.Note != "" {

@@ -84,7 +84,7 @@ func observe(o statussync.Observation) action {
 // roll makes the next action. Everything that it points to is made before, so that it can be done to several engines.
 func (d *dice) roll(now time.Time) (what string, list []action) {
 	one := func(o statussync.Observation) []action { return []action{observe(o)} }
-	switch d.n(16) {
+	switch d.n(18) {
 	case 0, 1, 2:
 		r := &statussync.AgentReport{EnvironmentID: d.env(), Via: pick(d, statussync.ViaPush, statussync.ViaPush, statussync.ViaPull, statussync.ViaEvent), List: pick(d, statussync.ListComplete, statussync.ListPartial, statussync.ListNone)}
 		for range d.n(5) {
@@ -213,6 +213,21 @@ func (d *dice) roll(now time.Time) (what string, list []action) {
 			}
 		}}
 	}
+	if kind := d.n(3); kind > 0 {
+		switch d.n(5) {
+		case 0:
+			return "pin", one(&statussync.ToolsPin{ServerID: d.server(), Actor: "ann", Hash: pick(d, "", "", "wrong")})
+		case 1:
+			return "unpin", one(&statussync.ToolsUnpin{ServerID: d.server()})
+		case 2:
+			return "no tools", one(&statussync.ToolsSeen{ServerID: d.server(), Error: "timeout"})
+		}
+		o := &statussync.ToolsSeen{ServerID: d.server(), At: now}
+		for range d.n(4) {
+			o.Tools = append(o.Tools, statussync.ToolRef{Name: pick(d, "a", "b", "c"), Hash: pick(d, "1", "2")})
+		}
+		return "tools", one(o)
+	}
 	gap := time.Duration(d.n(100)) * time.Second
 	return "gap", []action{func(e *Engine, now time.Time, eff *Effects) {
 		e.Tick(now, eff) // a gap speaks of a time in which nothing was told
@@ -261,12 +276,13 @@ type watched struct {
 	seen    map[string]statussync.Status // with facts, as Touched was last asked
 	store   map[string]statussync.Record
 	entries []*statussync.Entry
-	at      time.Time       // of the newest entry
-	open    map[string]bool // windows that were told open
+	at      time.Time         // of the newest entry
+	open    map[string]bool   // windows that were told open
+	tools   map[string]string // hash of the tools by server
 }
 
 func watch(t failer, e *Engine) *watched {
-	return &watched{t: t, e: e, last: map[string]statussync.Status{}, gone: map[string]uint64{}, seen: map[string]statussync.Status{}, store: map[string]statussync.Record{}, open: map[string]bool{}}
+	return &watched{t: t, e: e, last: map[string]statussync.Status{}, gone: map[string]uint64{}, seen: map[string]statussync.Status{}, store: map[string]statussync.Record{}, open: map[string]bool{}, tools: map[string]string{}}
 }
 
 // every12 is a rule that is open once in twelve minutes, as long as the template.
@@ -316,6 +332,30 @@ func (w *watched) checkWindows() {
 		want := slices.ContainsFunc(views, func(v statussync.MaintenanceView) bool { return v.Open && v.Window.Selects(s.Def) })
 		if got := s.Pub.Marks.Has(statussync.MarkMaintenance); got != want {
 			w.t.Fatalf("%s: the mark is %v, and should be %v", id, got, want)
+		}
+	}
+}
+
+// checkTools holds the statuses against what is pinned.
+func (w *watched) checkTools() {
+	w.t.Helper()
+	clear(w.tools)
+	for id, s := range w.e.servers {
+		v, _ := w.e.Tools(id)
+		if v.Known != (v.Hash != "") || v.Known && v.Hash != statussync.HashTools(v.Tools) {
+			w.t.Fatalf("%s: %+v", id, v)
+		}
+		if v.Known {
+			w.tools[id] = v.Hash
+		}
+		if v.Drifted() != (v.Pinned != nil && v.Pinned.Hash != v.Hash) {
+			w.t.Fatalf("%s has drifted is %v: %+v", id, v.Drifted(), v)
+		}
+		if s.raw.Reason == statussync.ReasonToolsChanged && (!v.Drifted() || s.raw.State != statussync.StateRunning || s.raw.Health != statussync.HealthDegraded) {
+			w.t.Fatalf("%s is %+v, and its tools %+v", id, s.raw, v)
+		}
+		if s.raw.State == statussync.StateRunning && s.raw.Health == statussync.HealthHealthy && v.Drifted() {
+			w.t.Fatalf("%s is healthy, and its tools are not the pinned ones", id)
 		}
 	}
 }
@@ -374,6 +414,10 @@ func (w *watched) check() {
 			if en.ServerIDs == nil {
 				w.t.Fatalf("an entry without a list: %+v", en)
 			}
+		case statussync.KindToolDrift:
+			if !known || en.Tools == nil || en.Tools.Empty() || en.Tools.Hash == en.Tools.PreviousHash || w.tools[en.ServerID] != en.Tools.PreviousHash {
+				w.t.Fatalf("%s: a drift from %q that is none: %+v", en.ServerID, w.tools[en.ServerID], en.Tools)
+			}
 		case statussync.KindServerAdded:
 			if known {
 				w.t.Fatalf("%s was added twice", en.ServerID)
@@ -419,6 +463,7 @@ func (w *watched) check() {
 		}
 	}
 	w.checkWindows()
+	w.checkTools()
 	touched := map[string]bool{}
 	for _, id := range w.e.Touched(nil) {
 		touched[id] = true

@@ -27,6 +27,7 @@ type server struct {
 	storedAt time.Duration // restored: Engine.skipped when its record was stored
 	recordAt time.Time     // restored: when that was
 	open     int           // windows that select it and are open
+	tools    *toolMemory   // nil: nobody has looked yet
 }
 
 // memory is the stored part of a server; fields are exported for encoding/json.

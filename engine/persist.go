@@ -103,10 +103,13 @@ func (e *Engine) envRecord(env *environment) statussync.Record {
 }
 
 // DirtyFor appends the records of the servers and environments that entries speak of, so that they are stored in the
-// same transaction, and those of maintenance windows: a person who set one was told that it is kept. It takes them off
-// Dirty's list.
+// same transaction, and those of maintenance windows and tools: a person who set or pinned one was told that it is kept.
+// It takes them off Dirty's list.
 func (e *Engine) DirtyFor(entries []*statussync.Entry, buf []statussync.Record) []statussync.Record {
 	buf = e.dirtyWindowRecords(buf)
+	for len(e.dirtyTools) > 0 {
+		buf = e.nextToolsRecord(buf)
+	}
 	for _, en := range entries {
 		if en.ServerID != "" {
 			if s := e.servers[en.ServerID]; s != nil {
@@ -156,6 +159,12 @@ func (e *Engine) Dirty(buf []statussync.Record, limit int) (out []statussync.Rec
 			return buf, true
 		}
 		buf = e.nextWindowRecord(buf)
+	}
+	for len(e.dirtyTools) > 0 {
+		if !room() {
+			return buf, true
+		}
+		buf = e.nextToolsRecord(buf)
 	}
 	if e.dirtySelf {
 		if !room() {
@@ -271,6 +280,21 @@ func (e *Engine) Restore(r statussync.Record) error {
 		if err := e.restoreWindow(&st); err != nil {
 			return bad("cannot be understood", err)
 		}
+	case statussync.RecordTools:
+		var st storedTools
+		if err := json.Unmarshal(r.Data, &st); err != nil {
+			return bad("cannot be read", err)
+		}
+		if err := version(st.V); err != nil {
+			return err
+		}
+		if st.ID != r.ID || r.ID == "" {
+			return bad("is not the record of that server's tools", nil)
+		}
+		e.restoredAt = later(e.restoredAt, st.At)
+		if err := e.restoreTools(&st); err != nil {
+			return bad("cannot be understood", err)
+		}
 	default:
 		return bad("is of a kind that this version does not know", nil)
 	}
@@ -307,6 +331,7 @@ func (e *Engine) Start(now, alive time.Time, eff *Effects) {
 		e.dirtySelf = true
 	}
 	e.startWindows()
+	e.startTools()
 	clear(e.dirty)
 	clear(e.dirtyEnvs)
 	e.windowsPassed(now, eff)

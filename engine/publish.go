@@ -203,6 +203,8 @@ func (e *Engine) why(s *server, c *statussync.Status, now time.Time) string {
 		return withText("the login is rejected", c.Cause, c.LastError)
 	case statussync.ReasonThrottled:
 		return "it asks us to slow down"
+	case statussync.ReasonToolsChanged:
+		return withText("its tools are not the pinned ones", "", c.LastError)
 	case statussync.ReasonCrashed:
 		return withText("crashed", c.Cause, c.LastError)
 	case statussync.ReasonCrashLoop:

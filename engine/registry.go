@@ -313,6 +313,9 @@ func (e *Engine) removeServer(now time.Time, id string, origin statussync.Origin
 	e.leaveWindows(s)
 	env := s.env
 	e.unlink(s)
+	if s.tools != nil {
+		e.touchTools(s) // its record goes
+	}
 	delete(e.servers, id)
 	delete(e.dirty, s)
 	last := s.Pub

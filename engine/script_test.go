@@ -52,6 +52,8 @@ import (
 //	row box-1 at=-20s read=1 · row weather at=50s    a heartbeat that the database tells of, by its own time
 //	probe weather ok|alive|fail [cause] [latency=3s] [auth=required] [throttled] [began=9s]
 //	    a failure with refused, timeout, unreachable, reset or dns is one by connection
+//	tools weather a=1 b=1     the tools that it lists, each with its hash (· tools weather none) · tools weather failed timeout
+//	pin weather [hash=HASH|hash=wrong] [by=ann] · unpin weather    (hash=HASH: that of the current set)
 //	override weather running degraded for=2h by=ann note="…" · override-clear weather by=ann
 //	maintenance w1 servers=a environments=box-1 labels=k:v from=0s to=1h [note="…"] [by=ann] · maintenance-end w1 [by=ann]
 //	maintenance w2 servers=a from=26h for=4h rrule=FREQ:DAILY;COUNT:3 zone=Europe/Berlin · maintenance-end w2 this-time
@@ -357,6 +359,26 @@ func (sc *script) command(cmd string, args []string) error {
 			return err
 		}
 		sc.see(r)
+	case "tools":
+		o := &statussync.ToolsSeen{ServerID: a.next(), At: sc.now}
+		if a.flag("failed") {
+			o.Error = a.next()
+		} else if !a.flag("none") {
+			for _, w := range a.rest() {
+				name, hash, _ := strings.Cut(w, "=")
+				o.Tools = append(o.Tools, statussync.ToolRef{Name: name, Hash: hash})
+			}
+		}
+		sc.see(o)
+	case "pin":
+		o := &statussync.ToolsPin{ServerID: a.next(), Hash: a.get("hash"), Actor: a.get("by")}
+		if o.Hash == "HASH" {
+			v, _ := sc.e.Tools(o.ServerID)
+			o.Hash = v.Hash
+		}
+		sc.see(o)
+	case "unpin":
+		sc.see(&statussync.ToolsUnpin{ServerID: a.next(), Actor: a.get("by")})
 	case "override":
 		o := statussync.Override{Note: a.get("note"), Actor: a.get("by")}
 		id := a.next()
@@ -400,7 +422,7 @@ func (sc *script) command(cmd string, args []string) error {
 		sc.start(alive)
 	case "kill":
 		sc.save(func(k statussync.RecordKind) bool {
-			return k == statussync.RecordEngine || k == statussync.RecordMaintenance
+			return k == statussync.RecordEngine || k == statussync.RecordMaintenance || k == statussync.RecordTools
 		})
 		alive := sc.now
 		sc.now = sc.now.Add(a.duration("down"))
@@ -480,6 +502,11 @@ func (sc *script) flush() {
 		case statussync.KindServerRemoved:
 			sc.say("%s %s v%d, last %s (%s) %s", en.Kind, en.ServerID, en.Version, words(en.Previous, false), en.Source, en.Details)
 			sc.told[en.ServerID] = statussync.Status{Version: en.Version}
+		case statussync.KindToolDrift:
+			sc.say("%s %s (%s) %s", en.Kind, en.ServerID, en.Source, en.Details)
+			if en.Tools == nil || en.Tools.Empty() || en.Tools.Hash == en.Tools.PreviousHash {
+				sc.say("WRONG: nothing differs: %+v", en.Tools)
+			}
 		case statussync.KindServerAdded, statussync.KindServerChanged:
 			sc.say("%s %s%s (%s) %s", en.Kind, en.ServerID, listed(en.Changes), en.Source, en.Details)
 		default:

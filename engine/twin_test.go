@@ -41,6 +41,9 @@ type twin struct {
 	slow      []bool // of non-failures, since nothing was known; over failures
 	throttled []bool
 	authBad   []bool
+	tools     []statussync.ToolRef // as last listed
+	listedAny bool
+	pin       []statussync.ToolRef // nil: none
 
 	wait     *twinWait
 	lastExit *int
@@ -398,6 +401,7 @@ func (w *twin) judge(t time.Time, state statussync.State, by string, why statuss
 	give(lost && fresh, meh, statussync.ReasonAgentSilent)
 	give(running && agent == statussync.AgentLate && !fresh, meh, statussync.ReasonHeartbeatLate)
 	give(running && on(w.authBad), meh, statussync.ReasonAuthFailed)
+	give(running && w.pin != nil && !sameTools(w.pin, w.tools), meh, statussync.ReasonToolsChanged)
 	give(running && on(w.slow), meh, statussync.ReasonProbeSlow)
 	give(running && on(w.throttled), meh, statussync.ReasonThrottled)
 	own := up
@@ -538,6 +542,14 @@ func (w *twin) hear(t time.Time, r *statussync.ContainerReport) {
 			rec.done = true
 		}
 	}
+}
+
+// sameTools compares two sets of tools, however they are ordered.
+func sameTools(a, b []statussync.ToolRef) bool {
+	in := func(list []statussync.ToolRef) func(t statussync.ToolRef) bool {
+		return func(t statussync.ToolRef) bool { return !slices.Contains(list, t) }
+	}
+	return !slices.ContainsFunc(a, in(b)) && !slices.ContainsFunc(b, in(a))
 }
 
 func (w *twin) rawState(c *twinReport) statussync.State {
@@ -747,7 +759,7 @@ func TestTwin(t *testing.T) {
 				w.look(now)
 				compare("by time alone")
 			}
-			switch kind := rapid.IntRange(0, 9).Draw(t, "kind"); {
+			switch kind := rapid.IntRange(0, 10).Draw(t, "kind"); {
 			case kind <= 2: // heartbeat
 				r := &statussync.AgentReport{EnvironmentID: "e", Via: statussync.ViaPush, List: statussync.ListComplete}
 				var c *statussync.ContainerReport
@@ -791,6 +803,45 @@ func TestTwin(t *testing.T) {
 				log = append(log, fmt.Sprintf("%v record %+v", now.Sub(begin), *r))
 				e.Step(now, r, &eff)
 				w.says(now, r.Word, r.Echo)
+			case kind == 5: // its tools
+				switch rapid.IntRange(0, 4).Draw(t, "tools") {
+				case 0:
+					if w.listedAny {
+						e.Step(now, &statussync.ToolsPin{ServerID: "s"}, &eff)
+						w.pin = append([]statussync.ToolRef{}, w.tools...)
+					}
+				case 1:
+					if w.pin != nil {
+						e.Step(now, &statussync.ToolsUnpin{ServerID: "s"}, &eff)
+						w.pin = nil
+					}
+				default:
+					var list []statussync.ToolRef
+					for _, name := range []string{"a", "b"} {
+						if h := rapid.SampledFrom([]string{"", "1", "2"}).Draw(t, name); h != "" {
+							list = append(list, statussync.ToolRef{Name: name, Hash: h})
+						}
+					}
+					if rapid.Bool().Draw(t, "backwards") {
+						slices.Reverse(list)
+					}
+					drifts := 0
+					if w.listedAny && !sameTools(w.tools, list) {
+						drifts = 1
+					}
+					before := len(eff.Entries)
+					e.Step(now, &statussync.ToolsSeen{ServerID: "s", Tools: list}, &eff)
+					for _, en := range eff.Entries[before:] {
+						if en.Kind == statussync.KindToolDrift {
+							drifts--
+						}
+					}
+					if drifts != 0 {
+						t.Fatalf("%v became %v: told %d entries too few", w.tools, list, drifts)
+					}
+					w.tools, w.listedAny = list, true
+				}
+				log = append(log, fmt.Sprintf("%v tools %v, pinned %v", now.Sub(begin), w.tools, w.pin))
 			default:
 				if !w.probed {
 					continue

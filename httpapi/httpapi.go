@@ -117,6 +117,8 @@ type Options struct {
 	Backup      Backuper    // nil: backups are not served
 	Eraser      Eraser      // nil: persons can't be erased by API
 	Maintenance Maintenance // maintenance windows; nil: they are not served
+	Tools       Tools       // tool lists and their pins; nil: they are not served
+	ToolLooker  ToolLooker  // reads tool lists on demand; nil: they are not
 
 	MCP http.Handler // serves /mcp to who may read; CredentialOf says who it is. nil: not served
 

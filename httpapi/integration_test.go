@@ -32,7 +32,7 @@ func (c *checker) Check(ctx context.Context, id string) (statussync.ProbeResult,
 }
 
 // whole serves the API over the real hub, engine and all, with a journal in memory.
-func whole(t *testing.T, servers int) *service {
+func whole(t *testing.T, servers int, with ...func(*Options)) *service {
 	t.Helper()
 	c := &checker{}
 	h, err := hub.New(hub.Options{Journal: statussynctest.NewJournal(), Checker: c, RingSize: 64, Recurrence: recur.Parse})
@@ -58,7 +58,11 @@ func whole(t *testing.T, servers int) *service {
 	if _, err := h.Submit(ctx, reg); err != nil {
 		t.Fatal(err)
 	}
-	a, err := New(Options{Hub: h, Maintenance: h, Auth: tokens(), CommandsPerSecond: 100_000})
+	o := Options{Hub: h, Maintenance: h, Tools: h, Auth: tokens(), CommandsPerSecond: 100_000}
+	for _, f := range with {
+		f(&o)
+	}
+	a, err := New(o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -327,6 +327,9 @@ func (a *API) routes() error {
 	if a.opts.Maintenance != nil {
 		a.maintenanceRoutes()
 	}
+	if a.opts.Tools != nil {
+		a.toolRoutes()
+	}
 
 	a.operationRoutes()
 

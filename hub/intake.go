@@ -43,6 +43,8 @@ func weightOf(o statussync.Observation) int64 {
 		return 1 + int64(max(len(o.Containers)/16, len(o.Raw)/4096))
 	case *statussync.RegistryUpdate:
 		return 1 + int64(len(o.Servers)+len(o.Environments)+len(o.RemovedServers)+len(o.RemovedEnvironments))/16
+	case *statussync.ToolsSeen:
+		return 1 + int64(len(o.Tools)/16)
 	}
 	return 1
 }
@@ -199,11 +201,12 @@ const (
 	obsRegistry
 	obsOverride
 	obsMaintenance
+	obsTools
 	obsKinds
 )
 
 var obsNames = [obsKinds]string{
-	"agent_report", "agent_failed", "row_heartbeat", "record", "probe", "registry", "override", "maintenance",
+	"agent_report", "agent_failed", "row_heartbeat", "record", "probe", "registry", "override", "maintenance", "tools",
 }
 
 func kindOf(o statussync.Observation) int {
@@ -222,6 +225,8 @@ func kindOf(o statussync.Observation) int {
 		return obsRegistry
 	case *statussync.OverrideSet, *statussync.OverrideClear:
 		return obsOverride
+	case *statussync.ToolsSeen, *statussync.ToolsPin, *statussync.ToolsUnpin:
+		return obsTools
 	}
 	return obsMaintenance
 }

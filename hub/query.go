@@ -194,7 +194,7 @@ func (h *Hub) history(ctx context.Context, q statussync.HistoryQuery) ([]statuss
 	stored := r.stored
 	for seq := r.ring.last; seq > max(stored, r.ring.base()) && len(out) < q.Limit; seq-- {
 		e := r.ring.at(seq)
-		if e.ServerID != q.ServerID || (q.Before != 0 && seq >= q.Before) ||
+		if e.ServerID != q.ServerID || (q.Kind != "" && e.Kind != q.Kind) || (q.Before != 0 && seq >= q.Before) ||
 			(!q.From.IsZero() && e.Timestamp.Before(q.From)) || (!q.To.IsZero() && !e.Timestamp.Before(q.To)) {
 			continue
 		}

@@ -355,6 +355,10 @@ func (w *writer) translate(o statussync.Observation, now time.Time) statussync.O
 		f := *o
 		f.StartedAt = w.h.clock.at(o.StartedAt, now)
 		return &f
+	case *statussync.ToolsSeen:
+		s := *o
+		s.At = w.h.clock.at(o.At, now)
+		return &s
 	}
 	return o
 }

@@ -90,7 +90,7 @@ func (s *Store) History(ctx context.Context, q statussync.HistoryQuery) ([]statu
 	if !q.To.IsZero() {
 		to = ceilMilli(q.To)
 	}
-	rows, err := s.history.QueryContext(ctx, int64(newest), from, to, q.ServerID, q.Limit)
+	rows, err := s.history.QueryContext(ctx, int64(newest), from, to, q.ServerID, q.Limit, string(q.Kind))
 	var out []statussync.Encoded
 	if err == nil {
 		out, err = scan(rows, nil)

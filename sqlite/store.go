@@ -267,6 +267,7 @@ SELECT e.seq, e.labels, e.json
 FROM segments s CROSS JOIN entries e INDEXED BY entries_by_server
 WHERE s.segment <= ?1 >> 11 AND s.ts_max >= ?2 AND s.ts_min < ?3
   AND e.seq >> 11 = +s.segment AND e.server_id = ?4 AND e.seq <= ?1 AND e.ts >= ?2 AND e.ts < ?3
+  AND (?6 = '' OR e.json ->> '$.kind' = ?6)
 ORDER BY s.segment DESC, e.seq DESC LIMIT ?5`
 
 func (s *Store) openReads(ctx context.Context) error {

@@ -109,7 +109,7 @@ func TestConformanceRetention(t *testing.T) {
 func TestQueryPlans(t *testing.T) {
 	s := open(t, Options{Dir: t.TempDir()})
 	for _, q := range []string{readQuery, historyQuery} {
-		rows, err := s.reads.Query("EXPLAIN QUERY PLAN "+q, 1, 2, 3, "x", 5)
+		rows, err := s.reads.Query("EXPLAIN QUERY PLAN "+q, 1, 2, 3, "x", 5, "")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -280,11 +280,16 @@ func testRoundTrip(t *testing.T, open OpenJournal) {
 			Seq: 5, Epoch: "e1", Kind: statussync.KindMaintenanceBegin, Timestamp: suiteStart.Add(time.Millisecond),
 			Source: statussync.SourceManual, ServerIDs: []string{"s1"}, MaintenanceID: "w1", Details: "maintenance began: 1 server",
 		}),
+		encode(&statussync.Entry{
+			Seq: 6, Epoch: "e1", Kind: statussync.KindToolDrift, Timestamp: suiteStart.Add(2 * time.Millisecond), Source: statussync.SourceHeartbeat,
+			ServerID: "s9", Details: "its tools changed", Tools: statussync.DiffTools(
+				[]statussync.ToolRef{{Name: "a", Hash: "1"}, {Name: "b", Hash: "1"}}, []statussync.ToolRef{{Name: "b", Hash: "2"}, {Name: "c <>", Hash: "1"}}),
+		}),
 	}
 	mustAppend(t, j, &statussync.Batch{Entries: in})
 	for i := 0; i < 2; i++ {
 		got := mustRead(t, j, cur("e1", 0), 100)
-		wantSeqs(t, got, seqs(1, 5))
+		wantSeqs(t, got, seqs(1, 6))
 		for k := range in {
 			wantEntry(t, got[k], in[k])
 		}
@@ -547,6 +552,8 @@ func testHistory(t *testing.T, open OpenJournal) {
 			{"both", statussync.HistoryQuery{ServerID: "s1", Limit: 9, From: at(6), To: at(10)}, []uint64{9, 6}},
 			{"in another zone", statussync.HistoryQuery{ServerID: "s1", Limit: 9, From: at(6).In(time.FixedZone("x", 7200)), To: at(10).In(time.FixedZone("y", -7200))}, []uint64{9, 6}},
 			{"all four", statussync.HistoryQuery{ServerID: "s1", Limit: 1, From: at(3), To: at(12), Before: 9}, []uint64{6}},
+			{"its kind", statussync.HistoryQuery{ServerID: "s1", Limit: 2, Kind: statussync.KindStatus}, []uint64{12, 9}},
+			{"another kind", statussync.HistoryQuery{ServerID: "s1", Limit: 9, Kind: statussync.KindToolDrift}, nil},
 			{"another server", statussync.HistoryQuery{ServerID: "s2", Limit: 9}, []uint64{10, 7, 4, 1}},
 			{"nobody", statussync.HistoryQuery{ServerID: "s9", Limit: 9}, nil},
 		} {

@@ -302,6 +302,7 @@ func (j *MemoryJournal) History(ctx context.Context, q statussync.HistoryQuery) 
 		e := j.data.entries[i]
 		switch {
 		case e.ServerID != q.ServerID,
+			q.Kind != "" && e.Kind != q.Kind,
 			q.Before != 0 && e.Seq >= q.Before,
 			!q.From.IsZero() && e.Timestamp.Before(q.From),
 			!q.To.IsZero() && !e.Timestamp.Before(q.To):

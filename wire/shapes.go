@@ -156,6 +156,7 @@ type Update struct {
 	Source         statussync.EventSource `json:"source" enum:"dtma,heartbeat,manual,system"`
 	Details        string                 `json:"details"`
 	Changes        []string               `json:"changes,omitempty"`
+	Tools          *statussync.ToolDrift  `json:"tools,omitempty" doc:"tool_drift: what differs."`
 }
 
 // UpdateStatus is what an entry keeps of a status.
@@ -241,7 +242,7 @@ type Explanation struct {
 
 // Evidence is one piece of evidence as it counts at that moment.
 type Evidence struct {
-	Kind       string   `json:"kind" enum:"container,heartbeat,record,probe,override,maintenance,desired"`
+	Kind       string   `json:"kind" enum:"container,heartbeat,record,probe,tools,override,maintenance,desired"`
 	Value      string   `json:"value"`
 	AssertedAt Time     `json:"asserted_at,omitzero"`
 	AgeSeconds *float64 `json:"age_seconds,omitempty"`

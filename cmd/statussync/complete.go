@@ -24,6 +24,7 @@ var completions = map[string]struct {
 	"status":                   {args: []completer{servers}},
 	"watch":                    {args: []completer{servers}, more: true},
 	"history":                  {args: []completer{servers}},
+	"tools":                    {args: []completer{servers}},
 	"probe":                    {args: []completer{servers}},
 	"override set":             {args: []completer{servers}},
 	"override clear":           {args: []completer{servers}},

@@ -296,6 +296,8 @@ func reasonText(r statussync.Reason) string {
 		return "it has been starting for too long"
 	case statussync.ReasonStuckStopping:
 		return "it has been stopping for too long"
+	case statussync.ReasonToolsChanged:
+		return "its tools are not the pinned ones"
 	case statussync.ReasonOverride:
 		return "a person said so"
 	}

@@ -225,7 +225,7 @@ func kindStyle(k statussync.Kind) style {
 		return red
 	case statussync.KindEnvironmentBack:
 		return green
-	case statussync.KindSelfDoubt, statussync.KindMaintenanceBegin:
+	case statussync.KindSelfDoubt, statussync.KindMaintenanceBegin, statussync.KindToolDrift:
 		return yellow
 	}
 	return blue

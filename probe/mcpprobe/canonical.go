@@ -8,16 +8,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/agentopia/statussync"
 )
 
 // Tool is one tool as its server lists it. Name is untrusted and cleaned.
-type Tool struct {
-	Name string `json:"name"`
-	// Hash is "sha256:" and the hex digest of the tool's name, description, input and output schema and annotations in
-	// canonical JSON: the order of keys, the spelling of numbers and strings and the order of a schema's "required" make
-	// no difference.
-	Hash string `json:"hash"`
-}
+type Tool = statussync.ToolRef
 
 // Drift is how one list of tools differs from another: names, sorted; nil lists where nothing does.
 type Drift struct {
@@ -65,14 +61,7 @@ func Diff(old, now []Tool) Drift {
 }
 
 // HashTools is one hash of a whole list, whatever its order: "sha256:" and a hex digest.
-func HashTools(tools []Tool) string {
-	lines := make([]string, len(tools))
-	for i, t := range tools {
-		lines[i] = strconv.Quote(t.Name) + " " + t.Hash + "\n"
-	}
-	slices.Sort(lines)
-	return digest([]byte(strings.Join(lines, "")))
-}
+func HashTools(tools []Tool) string { return statussync.HashTools(tools) }
 
 func digest(data []byte) string {
 	sum := sha256.Sum256(data)

@@ -12,11 +12,11 @@ import (
 )
 
 const (
-	maxTools    = 1000
+	maxTools    = statussync.MaxTools
 	maxItems    = 10_000  // resources or prompts that are counted
 	maxList     = 4 << 20 // bytes of all pages of one list
 	maxPages    = 200
-	maxToolName = 128
+	maxToolName = statussync.MaxToolName
 	maxCursor   = 4096
 	inventoryIn = 30 * time.Second // an inventory whose plan has a shorter timeout gets this
 )
@@ -63,20 +63,11 @@ func (p *Prober) Inventory(ctx context.Context, plan *statussync.ProbePlan) (Inv
 			inv.Capabilities = append(inv.Capabilities, name)
 		}
 	}
-	// Some servers declare nothing and have tools all the same.
 	began := time.Now()
-	err := c.list("tools/list", "tools", maxTools, func(raw json.RawMessage) bool {
-		t, ok := readTool(raw)
-		if ok {
-			inv.Tools = append(inv.Tools, t)
-		}
-		return ok
-	})
+	var err error
+	inv.Tools, err = c.tools()
 	inv.Latency = time.Since(began)
 	inv.ToolsHash = HashTools(inv.Tools)
-	if err == errNoMethod && !caps["tools"] {
-		err = nil
-	}
 	if err != nil {
 		return inv, err
 	}

@@ -252,7 +252,7 @@ func TestDiff(t *testing.T) {
 	list := func(s string) (out []Tool) {
 		for _, f := range strings.Fields(s) {
 			name, hash, _ := strings.Cut(f, ":")
-			out = append(out, Tool{name, hash})
+			out = append(out, Tool{Name: name, Hash: hash})
 		}
 		return out
 	}
