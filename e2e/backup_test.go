@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -378,6 +379,98 @@ func TestEraseKill(t *testing.T) {
 		}
 	}
 	t.Logf("%d killed before, %d after it was durable", before, after)
+}
+
+// TestEraseOnline makes the real service forget an owner and then an actor while clients are connected: they resync, and
+// nothing of the names is left in the files although the service goes on.
+func TestEraseOnline(t *testing.T) {
+	s := startService(t, obj{"environments": list{envOf("box", "token-box")}, "servers": list{unprobed("steady", "box", "running")}})
+	env := []string{"STATUSSYNC_SERVER=" + s.base}
+	must := func(args ...string) string {
+		t.Helper()
+		code, out, errs := cli(t, env, args...)
+		if code != 0 {
+			t.Fatalf("%v: %d %s%s", args, code, out, errs)
+		}
+		return out
+	}
+	pid := s.pid()
+	must("environment", "add", "box-9", "--owner", "Mrs Melusine")
+	must("server", "add", "billing-m", "--environment", "box-9", "--no-probe")
+	must("override", "set", "billing-m", "error", "--note", "words of the owner")
+	beat := func() { s.postHeartbeat("token-box", heartbeat(container("steady", "running", "Up 2 hours"))) }
+	beat()
+	s.waitStatus(15*time.Second, "steady", "running", "healthy", "ok")
+	_, start := s.servers("")
+	ws, sse := &follower{name: "ws"}, &follower{name: "sse", sse: true}
+	for _, f := range []*follower{ws, sse} {
+		s.follow(f, start)
+		waitFor(t, 20*time.Second, f.name+" to be subscribed", func() (bool, string) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return len(f.subscribed) > 0, fmt.Sprint(f.faults)
+		})
+	}
+	waitFor(t, 20*time.Second, "uptime to know of it", func() (bool, string) {
+		out := must("incidents")
+		return strings.Contains(out, "billing-m"), out
+	})
+	if out := must("erase", "--owner", "Mrs Melusine", "--dry-run"); !strings.Contains(out, "nothing has been changed") || !strings.Contains(out, "billing-m") {
+		t.Error(out)
+	}
+	var rep struct {
+		NewEpoch bool     `json:"new_epoch"`
+		History  int      `json:"history_rows"`
+		Servers  []string `json:"servers_removed"`
+	}
+	if err := json.Unmarshal([]byte(must("erase", "--owner", "Mrs Melusine", "-o", "json")), &rep); err != nil || !rep.NewEpoch || rep.History == 0 || len(rep.Servers) != 1 {
+		t.Errorf("%+v, %v", rep, err)
+	}
+	if s.pid() != pid {
+		t.Error("it is another process")
+	}
+	files, err := os.ReadDir(s.data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(filepath.Join(s.data, f.Name()))
+		for _, word := range []string{"Melusine", "billing-m", "box-9", "words of the owner"} {
+			if bytes.Contains(b, []byte(word)) {
+				t.Errorf("%q is still in %s", word, f.Name())
+			}
+		}
+		if err != nil || strings.Contains(f.Name(), "erase") {
+			t.Errorf("%s: %v", f.Name(), err)
+		}
+	}
+	code, b := s.request("GET", "/api/v1/updates?after="+start, nil)
+	if code != 410 {
+		t.Errorf("a cursor from before: %d %s", code, clip(b))
+	}
+	now, head := s.servers("")
+	if len(now) != 1 || epochOf(head) == epochOf(start) {
+		t.Errorf("%v at %s after %s", now, head, start)
+	}
+	for _, f := range []*follower{ws, sse} {
+		waitFor(t, 20*time.Second, f.name+" to resync", func() (bool, string) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			_, there := f.view["billing-m"]
+			return len(f.resyncs) == 1 && f.resyncs[0] == "epoch" && !there && len(f.view) == 1, fmt.Sprint(f.resyncs, f.faults, f.view)
+		})
+	}
+	// A configuration that is not good refuses the erasure, with its fault, and nothing has changed.
+	if err := os.WriteFile(s.file, []byte("listen: [\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, errs := cli(t, env, "erase", "--actor", "nobody-here"); code != 4 {
+		t.Errorf("%d %s%s", code, out, errs)
+	}
+	if _, at := s.servers(""); at != head {
+		t.Errorf("%s became %s", head, at)
+	}
+	s.stop()
 }
 
 // TestExport compares an export of the real service with what its journal says, byte for byte.
