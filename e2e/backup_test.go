@@ -396,8 +396,8 @@ func TestEraseOnline(t *testing.T) {
 	}
 	pid := s.pid()
 	must("environment", "add", "box-9", "--owner", "Mrs Melusine")
-	must("server", "add", "billing-m", "--environment", "box-9", "--no-probe")
-	must("override", "set", "billing-m", "error", "--note", "words of the owner")
+	must("server", "add", "billing-m", "--environment", "box-9")
+	must("override", "set", "billing-m", "--state", "error", "--note", "words of the owner")
 	beat := func() { s.postHeartbeat("token-box", heartbeat(container("steady", "running", "Up 2 hours"))) }
 	beat()
 	s.waitStatus(15*time.Second, "steady", "running", "healthy", "ok")
