@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -295,9 +296,22 @@ func TestKillDuringBackup(t *testing.T) {
 func TestEraseKill(t *testing.T) {
 	const entries = 1000
 	src := filled(t, entries)
-	content, err := os.ReadFile(filepath.Join(src, sqlite.FileName))
+	h, err := sqlite.OpenHistory(t.Context(), sqlite.HistoryOptions{Dir: src})
 	if err != nil {
 		t.Fatal(err)
+	}
+	var spans []statussync.Span
+	for i := range entries {
+		spans = append(spans, statussync.Span{ServerID: fmt.Sprintf("s%d", i%10), Begin: time.UnixMilli(int64(i)), Class: statussync.SpanUnavailable, Details: "overridden by ada-l: error, unhealthy"})
+	}
+	if err := errors.Join(h.PutSpans(t.Context(), spans, statussync.SpanCheckpoint{}, false), h.Close()); err != nil {
+		t.Fatal(err)
+	}
+	content := map[string][]byte{}
+	for _, name := range []string{sqlite.FileName, sqlite.HistoryFileName} {
+		if content[name], err = os.ReadFile(filepath.Join(src, name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	rounds := 4
 	if full() {
@@ -321,8 +335,10 @@ func TestEraseKill(t *testing.T) {
 	var before, after int
 	for round := range rounds {
 		dir := t.TempDir()
-		if err := os.WriteFile(filepath.Join(dir, sqlite.FileName), content, 0o600); err != nil {
-			t.Fatal(err)
+		for name, b := range content {
+			if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+				t.Fatal(err)
+			}
 		}
 		cmd := exec.Command(theBinary(t), "erase", "--actor", "ada-l", "--data", dir)
 		cmd.Env = environ()
