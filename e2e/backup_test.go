@@ -208,7 +208,7 @@ func filled(t *testing.T, n int) string {
 // TestKillDuringBackup kills the service while it takes a backup, and while somebody who asked for one does not read it:
 // the store is sound afterwards, nothing is left behind, and meanwhile heartbeats were taken.
 func TestKillDuringBackup(t *testing.T) {
-	const entries = 5000
+	const entries = 15_000 // about 10 MB: more than the kernel takes for a reader who does not read (4 MiB of tcp_wmem)
 	dir := filled(t, entries)
 	s := newService(t, obj{"data": dir, "environments": list{envOf("box", "token-box")}, "servers": list{unprobed("a", "box", "running")}})
 	rounds := 4
