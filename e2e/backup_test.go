@@ -5,6 +5,8 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -206,7 +208,7 @@ func filled(t *testing.T, n int) string {
 // TestKillDuringBackup kills the service while it takes a backup, and while somebody who asked for one does not read it:
 // the store is sound afterwards, nothing is left behind, and meanwhile heartbeats were taken.
 func TestKillDuringBackup(t *testing.T) {
-	const entries = 5000
+	const entries = 15_000 // about 10 MB: more than the kernel takes for a reader who does not read (4 MiB of tcp_wmem)
 	dir := filled(t, entries)
 	s := newService(t, obj{"data": dir, "environments": list{envOf("box", "token-box")}, "servers": list{unprobed("a", "box", "running")}})
 	rounds := 4
@@ -294,9 +296,22 @@ func TestKillDuringBackup(t *testing.T) {
 func TestEraseKill(t *testing.T) {
 	const entries = 1000
 	src := filled(t, entries)
-	content, err := os.ReadFile(filepath.Join(src, sqlite.FileName))
+	h, err := sqlite.OpenHistory(t.Context(), sqlite.HistoryOptions{Dir: src})
 	if err != nil {
 		t.Fatal(err)
+	}
+	var spans []statussync.Span
+	for i := range entries {
+		spans = append(spans, statussync.Span{ServerID: fmt.Sprintf("s%d", i%10), Begin: time.UnixMilli(int64(i)), Class: statussync.SpanUnavailable, Details: "overridden by ada-l: error, unhealthy"})
+	}
+	if err := errors.Join(h.PutSpans(t.Context(), spans, statussync.SpanCheckpoint{}, false), h.Close()); err != nil {
+		t.Fatal(err)
+	}
+	content := map[string][]byte{}
+	for _, name := range []string{sqlite.FileName, sqlite.HistoryFileName} {
+		if content[name], err = os.ReadFile(filepath.Join(src, name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	rounds := 4
 	if full() {
@@ -320,8 +335,10 @@ func TestEraseKill(t *testing.T) {
 	var before, after int
 	for round := range rounds {
 		dir := t.TempDir()
-		if err := os.WriteFile(filepath.Join(dir, sqlite.FileName), content, 0o600); err != nil {
-			t.Fatal(err)
+		for name, b := range content {
+			if err := os.WriteFile(filepath.Join(dir, name), b, 0o600); err != nil {
+				t.Fatal(err)
+			}
 		}
 		cmd := exec.Command(theBinary(t), "erase", "--actor", "ada-l", "--data", dir)
 		cmd.Env = environ()
@@ -378,6 +395,98 @@ func TestEraseKill(t *testing.T) {
 		}
 	}
 	t.Logf("%d killed before, %d after it was durable", before, after)
+}
+
+// TestEraseOnline makes the real service forget an owner and then an actor while clients are connected: they resync, and
+// nothing of the names is left in the files although the service goes on.
+func TestEraseOnline(t *testing.T) {
+	s := startService(t, obj{"environments": list{envOf("box", "token-box")}, "servers": list{unprobed("steady", "box", "running")}})
+	env := []string{"STATUSSYNC_SERVER=" + s.base}
+	must := func(args ...string) string {
+		t.Helper()
+		code, out, errs := cli(t, env, args...)
+		if code != 0 {
+			t.Fatalf("%v: %d %s%s", args, code, out, errs)
+		}
+		return out
+	}
+	pid := s.pid()
+	must("environment", "add", "box-9", "--owner", "Mrs Melusine")
+	must("server", "add", "billing-m", "--environment", "box-9")
+	must("override", "set", "billing-m", "--state", "error", "--note", "words of the owner")
+	beat := func() { s.postHeartbeat("token-box", heartbeat(container("steady", "running", "Up 2 hours"))) }
+	beat()
+	s.waitStatus(15*time.Second, "steady", "running", "healthy", "ok")
+	_, start := s.servers("")
+	ws, sse := &follower{name: "ws"}, &follower{name: "sse", sse: true}
+	for _, f := range []*follower{ws, sse} {
+		s.follow(f, start)
+		waitFor(t, 20*time.Second, f.name+" to be subscribed", func() (bool, string) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return len(f.subscribed) > 0, fmt.Sprint(f.faults)
+		})
+	}
+	waitFor(t, 20*time.Second, "uptime to know of it", func() (bool, string) {
+		out := must("incidents")
+		return strings.Contains(out, "billing-m"), out
+	})
+	if out := must("erase", "--owner", "Mrs Melusine", "--dry-run"); !strings.Contains(out, "nothing has been changed") || !strings.Contains(out, "billing-m") {
+		t.Error(out)
+	}
+	var rep struct {
+		NewEpoch bool     `json:"new_epoch"`
+		History  int      `json:"history_rows"`
+		Servers  []string `json:"servers_removed"`
+	}
+	if err := json.Unmarshal([]byte(must("erase", "--owner", "Mrs Melusine", "-o", "json")), &rep); err != nil || !rep.NewEpoch || rep.History == 0 || len(rep.Servers) != 1 {
+		t.Errorf("%+v, %v", rep, err)
+	}
+	if s.pid() != pid {
+		t.Error("it is another process")
+	}
+	files, err := os.ReadDir(s.data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(filepath.Join(s.data, f.Name()))
+		for _, word := range []string{"Melusine", "billing-m", "box-9", "words of the owner"} {
+			if bytes.Contains(b, []byte(word)) {
+				t.Errorf("%q is still in %s", word, f.Name())
+			}
+		}
+		if err != nil || strings.Contains(f.Name(), "erase") {
+			t.Errorf("%s: %v", f.Name(), err)
+		}
+	}
+	code, b := s.request("GET", "/api/v1/updates?after="+start, nil)
+	if code != 410 {
+		t.Errorf("a cursor from before: %d %s", code, clip(b))
+	}
+	now, head := s.servers("")
+	if len(now) != 1 || epochOf(head) == epochOf(start) {
+		t.Errorf("%v at %s after %s", now, head, start)
+	}
+	for _, f := range []*follower{ws, sse} {
+		waitFor(t, 20*time.Second, f.name+" to resync", func() (bool, string) {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			_, there := f.view["billing-m"]
+			return len(f.resyncs) == 1 && f.resyncs[0] == "epoch" && !there && len(f.view) == 1, fmt.Sprint(f.resyncs, f.faults, f.view)
+		})
+	}
+	// A configuration that is not good refuses the erasure, with its fault, and nothing has changed.
+	if err := os.WriteFile(s.file, []byte("listen: [\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if code, out, errs := cli(t, env, "erase", "--actor", "nobody-here"); code != 4 {
+		t.Errorf("%d %s%s", code, out, errs)
+	}
+	if _, at := s.servers(""); at != head {
+		t.Errorf("%s became %s", head, at)
+	}
+	s.stop()
 }
 
 // TestExport compares an export of the real service with what its journal says, byte for byte.

@@ -19,18 +19,18 @@ func (c *cli) eraseCmd() *cobra.Command {
 		Use:   "erase (--owner NAME | --actor NAME)",
 		Short: "Take a person's name out of the store",
 		Long: `Makes a store forget a person. With --data DIR it works on the data directory of a service that is stopped; without,
-the service at --server does it, with the role admin.
+the service at --server does it, with the role admin: it stops, erases and starts again, and the command waits for that.
 
---actor: whoever set overrides or maintenance windows. The name becomes "erased" wherever it stands as an actor, also in
+--actor: whoever set overrides or maintenance windows, or switched probing. The name becomes "erased" wherever it stands as an actor, also in
 the journal, and the notes that came with it are removed.
 --owner: whoever owns servers or environments. Managed ones are removed, with their agents' tokens; others lose the owner
 in the store. The journal's entries of the owner's servers keep place, kind, time, version and status; ids are
-replaced and texts are gone.
+replaced and texts are gone. Their uptime and probes are deleted.
 
 What the configuration still defines is listed: edit it first, or the name comes back with the next start. Backups and
 exports that were made before still hold the name. Afterwards a new epoch begins: clients resync.`,
 		Example: `  statussync erase --owner u1 --data ./data --dry-run
-  statussync erase --actor ada --data ./data`,
+  statussync erase --actor ada`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var report *wire.EraseReport
@@ -92,6 +92,7 @@ func (c *cli) erased(r *wire.EraseReport) error {
 	}
 	facts := []string{
 		"entries reduced", strconv.Itoa(r.Entries), "records changed", strconv.Itoa(r.Records + r.Rows),
+		"rows of uptime and probes changed", strconv.Itoa(r.History),
 		"servers removed", list(r.ServersRemoved), "environments removed", list(r.EnvironmentsRemoved),
 		"agents' tokens ended", strconv.Itoa(r.Tokens), "servers without owner", list(r.Servers),
 		"environments without owner", list(r.Environments), "copies removed", list(r.FilesRemoved),
