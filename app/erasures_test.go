@@ -67,7 +67,7 @@ func TestEraseOnline(t *testing.T) {
 	if rep.DryRun || !rep.NewEpoch || rep.Tokens != 1 || rep.History != 1 || strings.Join(rep.ServersRemoved, " ") != "billing" || strings.Join(rep.EnvironmentsRemoved, " ") != "box-9" {
 		t.Errorf("%+v", rep)
 	}
-	for _, word := range []string{"u1", "sons", "billing", "box-9", "very-secret"} {
+	for _, word := range []string{"u1 &", `u1 \u`, "sons", "billing", "box-9", "very-secret"} {
 		if in := holding(t, data, word); in != nil {
 			t.Errorf("%q is still in %v", word, in)
 		}
