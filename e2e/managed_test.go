@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -182,33 +183,29 @@ func TestManagedFleet(t *testing.T) {
 		checkVersions(t, s.updates(start, kindsQuery))
 	}
 
-	// The others come back so large that retention drops the old entries.
-	fat := obj{}
-	for i := range 64 {
-		fat[fmt.Sprintf("label-%02d-%s", i, strings.Repeat("k", 240))] = strings.Repeat("x", 250)
+	// Some go once more, and all come back.
+	each(0, back/2, func(n int) {
+		if n%2 == 0 {
+			call("DELETE", "/api/v1/servers/"+id(n), nil, 204)
+		}
+	})
+	each(0, back, func(n int) {
+		if n%2 == 0 || n >= back/2 {
+			call("POST", "/api/v1/servers", spec(n, nil), 201)
+		}
+	})
+	// A few become large, and change often: retention then drops what is old.
+	fat := func(turn int) obj {
+		labels := obj{"turn": strconv.Itoa(turn)}
+		for i := range 60 {
+			labels[fmt.Sprintf("label-%02d-%s", i, strings.Repeat("k", 240))] = strings.Repeat("x", 250)
+		}
+		return labels
 	}
-	grown := max(back, 250)
-	each(0, grown, func(n int) {
-		if n%2 == 0 && n < back {
-			call("DELETE", "/api/v1/servers/"+id(n), nil, map[bool]int{true: 204, false: 404}[n < back/2])
-		}
-	})
-	each(0, grown, func(n int) {
-		switch {
-		case n < back/2 && n%2 == 1:
-			call("PUT", "/api/v1/servers/"+id(n), spec(n, fat), 200)
-		case n < back:
-			call("POST", "/api/v1/servers", spec(n, fat), 201)
-		default:
-			call("PUT", "/api/v1/servers/"+id(n), spec(n, fat), 200)
-		}
-	})
+	each(0, 18*30, func(n int) { call("PUT", "/api/v1/servers/"+id(n%30), spec(n%30, fat(n)), 200) })
 	beat("Up 2 hours")
-	s.settled(id(0))
-	for range 2 { // the newest 1,000 entries are kept in any case
-		beat("Up 2 hours (unhealthy)")
-		beat("Up 2 hours (healthy)")
-	}
+	beat("Up 2 hours (unhealthy)") // the newest 1,000 entries are kept in any case
+	beat("Up 2 hours (healthy)")
 	s.settled(id(0))
 	truth, _ = s.fleet()
 	if len(truth) != fleet {
