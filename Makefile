@@ -23,11 +23,9 @@ build: ## build bin/statussync
 test-setup:
 	@./.ci/setup
 
-# One package at a time: several are about time on real sockets, and two cores are soon full.
+# Two packages at a time: the tests from outside, which mostly wait for their processes, and one of the others.
 test: test-setup lint ## install what the tests need, then lint and run all tests with the race detector
-	$(GO) build $(RACE) ./...
-	$(GO) test $(RACE) -p 1 -timeout 10m $$($(GO) list ./... | grep -v /e2e$$)
-	$(GO) test $(RACE) -timeout 10m ./e2e
+	$(GO) test $(RACE) -p 2 -timeout 14m ./e2e $$($(GO) list ./... | grep -v /e2e$$)
 
 helm-test: ## test the Helm chart; builds Helm first, which takes minutes
 	HELM_TESTS=1 $(GO) test -run Helm ./deploy
