@@ -80,7 +80,7 @@ func (f *specFlags) register(cmd *cobra.Command, placed bool) {
 	fl.Var(&f.labels, "label", "label of the server; repeated for several")
 	fl.BoolVar(&f.disabled, "disabled", false, "don't probe it")
 	fl.StringVar(&f.probeKind, "probe-kind", "", "how it is probed: mcp, http, none (default: by the transport; http with a --probe-url or --probe-path)")
-	fl.StringVar(&f.probeURL, "probe-url", "", "URL that is probed (default: the endpoint's origin and the path)")
+	fl.StringVar(&f.probeURL, "probe-url", "", "URL that is probed (default: the endpoint, or its origin and the path)")
 	fl.StringVar(&f.probePath, "probe-path", "", "path that is probed at the endpoint's origin")
 	fl.Var(&f.probeInterval, "probe-interval", "time between probes of the running server")
 	fl.Var(&f.probeTimeout, "probe-timeout", "how long a probe may take")
