@@ -229,6 +229,7 @@ type ProbePlan struct {
 	Timeout       time.Duration // of one probe
 	Trusted       bool          // the address may be loopback or private (Origin.Trusted)
 	Expect        string
+	Canary        Canary            // the zero value: none
 	Headers       map[string]string // secret
 	Unshown       []string          // secret, too: values that may stand in URL and must not be shown
 	Removed       bool              // the server is gone: sessions are closed, everything about it is forgotten

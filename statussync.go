@@ -305,6 +305,7 @@ type ProbeSpec struct {
 	StartGrace        time.Duration // how long failures are forgiven after a start
 	SlowAfter         time.Duration
 	Expect            string // "open": a server that wants a login is auth_failed; otherwise empty
+	Canary            Canary `json:",omitzero"` // called now and then, beside the probe; the zero value: none
 	// Headers are sent with each probe; they are credentials: never logged, journaled or shown, and stored only by the
 	// managed registry, whose definitions have no other place.
 	Headers map[string]string `json:"-"`
@@ -314,6 +315,17 @@ type ProbeSpec struct {
 	// Unshown are the values of variables that were put into the definition. What a server answers is shown without them.
 	Unshown []string `json:"-"`
 }
+
+// Canary is a call of one tool that shows whether an MCP server really serves (docs/protocols.md §6, level 3). It is
+// opt-in: a tool may have effects. What it names is stored and shown; it is no place for secrets.
+type Canary struct {
+	Tool      string
+	Arguments string // a JSON object; empty: none
+	Expect    string // must stand in the answer's text or structured content; empty: any answer that is no error
+}
+
+// MaxCanaryArguments bounds Canary.Arguments, in bytes.
+const MaxCanaryArguments = 16 << 10
 
 // Server is one MCP server as its registry defines it. It says nothing about how the server is doing.
 type Server struct {

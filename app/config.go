@@ -2,6 +2,7 @@ package app
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -120,7 +121,31 @@ type ProbeConfig struct {
 	StartGrace        Duration          `yaml:"start_grace,omitempty"`
 	SlowAfter         Duration          `yaml:"slow_after,omitempty"`
 	Expect            string            `yaml:"expect,omitempty"`
+	Canary            *CanaryConfig     `yaml:"canary,omitempty"`
 	Headers           map[string]Secret `yaml:"headers,omitempty"`
+}
+
+// CanaryConfig is a tool that is called now and then to see whether the server really serves.
+type CanaryConfig struct {
+	Tool      string         `yaml:"tool"`
+	Arguments map[string]any `yaml:"arguments,omitempty"`
+	Expect    string         `yaml:"expect,omitempty"`
+}
+
+// spec is the same in the domain's words; of a nil one there is none.
+func (c *CanaryConfig) spec() (statussync.Canary, error) {
+	if c == nil {
+		return statussync.Canary{}, nil
+	}
+	out := statussync.Canary{Tool: c.Tool, Expect: c.Expect}
+	if len(c.Arguments) > 0 {
+		b, err := json.Marshal(c.Arguments)
+		if err != nil {
+			return out, err
+		}
+		out.Arguments = string(b)
+	}
+	return out, nil
 }
 
 // ProbeDefaults is how servers are probed that don't say otherwise, and how many at once.
@@ -491,6 +516,19 @@ func (c *Config) checkProbe(d *decoder, p string, s *ServerConfig, env *Environm
 	if pr.Expect != "" && pr.Expect != "open" {
 		d.failAt(p+".expect", "must be open or absent, not %q", pr.Expect)
 	}
+	if pr.Canary != nil && !d.broken(p+".canary") {
+		canary, err := pr.Canary.spec()
+		switch {
+		case err != nil:
+			d.failAt(p+".canary.arguments", "can't be written as JSON")
+		case pr.Kind == "http" || pr.Kind == "none" || s.Transport == "http" || s.Transport == "stdio":
+			d.failAt(p+".canary", "needs a server that is probed as MCP")
+		default:
+			if field, fault := registry.CanaryFault(canary); fault != "" && !(field == "tool" && !d.absent(p+".canary.tool") && canary.Tool == "") {
+				d.failAt(p+".canary."+field, "%s", fault)
+			}
+		}
+	}
 	where, target := p+".url", pr.URL
 	if target == "" {
 		where, target = strings.TrimSuffix(p, ".probe")+".endpoint", s.Endpoint
@@ -611,6 +649,7 @@ func (c *Config) Registry() *statussync.RegistryUpdate {
 				headers[k] = string(v)
 			}
 		}
+		canary, _ := s.Probe.Canary.spec() // the check has made it before
 		scale := func(d Duration) time.Duration { return time.Duration(float64(d) * c.scale) }
 		r.Servers = append(r.Servers, statussync.Server{
 			ID: s.ID, Name: firstOf(s.Name, s.ID), EnvironmentID: s.Environment, Owner: s.Owner, Container: s.Container,
@@ -620,7 +659,7 @@ func (c *Config) Registry() *statussync.RegistryUpdate {
 				Kind: statussync.ProbeKind(s.Probe.Kind), URL: s.Probe.URL, Path: s.Probe.Path,
 				Interval: scale(s.Probe.Interval), Timeout: scale(s.Probe.Timeout), MaxRetries: s.Probe.MaxRetries,
 				BackoffMultiplier: s.Probe.BackoffMultiplier, Rise: s.Probe.Rise, StartGrace: scale(s.Probe.StartGrace),
-				SlowAfter: scale(s.Probe.SlowAfter), Expect: s.Probe.Expect, Headers: headers,
+				SlowAfter: scale(s.Probe.SlowAfter), Expect: s.Probe.Expect, Canary: canary, Headers: headers,
 			},
 		})
 	}

@@ -131,3 +131,36 @@ func TestProbeFacts(t *testing.T) {
 }
 
 func containsSecret(s string) bool { return strings.Contains(s, "planted-secret") }
+
+// TestCanaryIsPlanned: a canary reaches the prober, and another one is a new plan.
+func TestCanaryIsPlanned(t *testing.T) {
+	e, err := engine.New(engine.DefaultPolicy())
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	planned := func(c statussync.Canary) (out []statussync.Canary) {
+		t.Helper()
+		now = now.Add(time.Second)
+		var eff engine.Effects
+		e.Step(now, &statussync.RegistryUpdate{Origin: statussync.OriginConfig, Full: true, Servers: []statussync.Server{{
+			ID: "a", Endpoint: "https://a.example/mcp", Origin: statussync.OriginConfig, Desired: statussync.DesiredRunning, Probe: statussync.ProbeSpec{Canary: c},
+		}}}, &eff)
+		for _, r := range eff.Requests {
+			if r.Plan != nil {
+				out = append(out, r.Plan.Canary)
+			}
+		}
+		return out
+	}
+	one, two := statussync.Canary{Tool: "sing"}, statussync.Canary{Tool: "sing", Arguments: `{"a":1}`, Expect: "x"}
+	for i, step := range []struct {
+		c    statussync.Canary
+		want int
+	}{{one, 1}, {one, 0}, {two, 1}, {two, 0}, {statussync.Canary{}, 1}} {
+		got := planned(step.c)
+		if len(got) != step.want || step.want == 1 && got[0] != step.c {
+			t.Errorf("step %d: %+v", i, got)
+		}
+	}
+}

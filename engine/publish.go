@@ -312,13 +312,13 @@ func (e *Engine) replanned(s *server, eff *Effects) {
 		}
 		s.plan = statussync.ProbePlan{ServerID: s.Def.ID, EnvironmentID: s.Def.EnvironmentID, Kind: statussync.ProbeNone}
 	} else {
-		if s.planned && s.plan.Interval == d && s.plan.URL == s.target && s.plan.Kind == s.spec.Kind && s.plan.Timeout == s.spec.Timeout && s.plan.Trusted == e.trusted(s) && s.plan.Transport == s.Def.Transport && !s.replan {
+		if s.planned && s.plan.Interval == d && s.plan.URL == s.target && s.plan.Kind == s.spec.Kind && s.plan.Timeout == s.spec.Timeout && s.plan.Trusted == e.trusted(s) && s.plan.Transport == s.Def.Transport && s.plan.Canary == s.spec.Canary && !s.replan {
 			return
 		}
 		s.plan = statussync.ProbePlan{
 			ServerID: s.Def.ID, EnvironmentID: s.Def.EnvironmentID, Kind: s.spec.Kind, Transport: s.Def.Transport, URL: s.target, Interval: d,
 			Timeout: s.spec.Timeout, Trusted: e.trusted(s), Expect: s.spec.Expect, Headers: s.spec.Headers,
-			Unshown: s.spec.Unshown,
+			Unshown: s.spec.Unshown, Canary: s.spec.Canary,
 		}
 	}
 	s.planned, s.replan = true, false

@@ -146,6 +146,14 @@ func (m *Manager) checkProbe(f *faults, p *statussync.ProbeSpec) {
 	if p.Expect != "" && p.Expect != "open" {
 		f.add("probe.expect", "must be open or absent, not "+shown(p.Expect))
 	}
+	if p.Canary != (statussync.Canary{}) {
+		switch field, fault := CanaryFault(p.Canary); {
+		case fault != "":
+			f.add("probe.canary."+field, fault)
+		case p.Kind == statussync.ProbeHTTP || p.Kind == statussync.ProbeNone:
+			f.add("probe.canary", "needs a server that is probed as MCP")
+		}
+	}
 	f.headers(p.Headers)
 }
 

@@ -91,3 +91,18 @@ func ValidHost(h string) bool {
 func shown(s string) string {
 	return strconv.Quote(statussync.CleanText(s, statussync.MaxWordText))
 }
+
+// CanaryFault judges a canary, and names the field at fault.
+func CanaryFault(c statussync.Canary) (field, fault string) {
+	switch {
+	case c.Tool == "":
+		return "tool", "is missing"
+	case len(c.Tool) > statussync.MaxNameText || c.Tool != statussync.CleanText(c.Tool, statussync.MaxNameText):
+		return "tool", "holds characters that cannot be shown, or is longer than " + strconv.Itoa(statussync.MaxNameText) + " bytes"
+	case len(c.Arguments) > statussync.MaxCanaryArguments:
+		return "arguments", "are longer than " + strconv.Itoa(statussync.MaxCanaryArguments) + " bytes of JSON"
+	case len(c.Expect) > statussync.MaxErrorText:
+		return "expect", "is longer than " + strconv.Itoa(statussync.MaxErrorText) + " bytes"
+	}
+	return "", ""
+}

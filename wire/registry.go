@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"encoding/json"
 	"time"
 
 	"github.com/agentopia/statussync"
@@ -37,7 +38,16 @@ type ProbeSpec struct {
 	StartGrace        string               `json:"start_grace,omitempty"`
 	SlowAfter         string               `json:"slow_after,omitempty"`
 	Expect            string               `json:"expect,omitempty" enum:"open"`
+	Canary            *CanarySpec          `json:"canary,omitempty" doc:"Only where it is probed as MCP."`
 	Headers           map[string]string    `json:"headers,omitempty" writeOnly:"true" doc:"Credentials: sent with each probe, never returned or logged."`
+}
+
+// CanarySpec is a tool that is called now and then to see whether an MCP server really serves. It may have effects, and is
+// no place for secrets.
+type CanarySpec struct {
+	Tool      string         `json:"tool"`
+	Arguments map[string]any `json:"arguments,omitempty"`
+	Expect    string         `json:"expect,omitempty" doc:"Must stand in the answer."`
 }
 
 // Server returns the definition in the domain's words, not yet checked. The error has code CodeInvalid and names the
@@ -54,6 +64,19 @@ func (s *ServerSpec) Server() (statussync.Server, error) {
 	out.Probe = statussync.ProbeSpec{
 		Kind: p.Kind, URL: p.URL, Path: p.Path, MaxRetries: p.MaxRetries, BackoffMultiplier: p.BackoffMultiplier, Rise: p.Rise,
 		Expect: p.Expect, Headers: p.Headers,
+	}
+	if c := p.Canary; c != nil {
+		out.Probe.Canary = statussync.Canary{Tool: c.Tool, Expect: c.Expect}
+		if len(c.Arguments) > 0 {
+			b, err := json.Marshal(c.Arguments)
+			if err != nil {
+				return out, statussync.Invalid("probe.canary.arguments", "can't be written as JSON")
+			}
+			out.Probe.Canary.Arguments = string(b)
+		}
+		if c.Tool == "" {
+			return out, statussync.Invalid("probe.canary.tool", "is missing")
+		}
 	}
 	for _, d := range []struct {
 		field, text string

@@ -17,7 +17,7 @@ func TestServerSpec(t *testing.T) {
 	const body = `{"id":"i","name":"n","environment_id":"e","owner":"o","endpoint":"https://x/mcp","transport":"sse","type":"t","container":"c",
 		"desired":"stopped","labels":{"a":"b"},"capabilities":{"x":1},"disabled":true,
 		"probe":{"kind":"http","url":"https://x/h","path":"/p","interval":"1d","timeout":"2s","max_retries":0,"backoff_multiplier":1.5,"rise":3,
-		"start_grace":"4s","slow_after":"5s","expect":"open","headers":{"H":"v"}}}`
+		"start_grace":"4s","slow_after":"5s","expect":"open","canary":{"tool":"sing","arguments":{"a":1},"expect":"la"},"headers":{"H":"v"}}}`
 	var spec ServerSpec
 	d := json.NewDecoder(strings.NewReader(body))
 	d.DisallowUnknownFields()
@@ -41,7 +41,7 @@ func TestServerSpec(t *testing.T) {
 		Desired: "stopped", Labels: map[string]string{"a": "b"}, Capabilities: map[string]any{"x": 1.0}, Disabled: true,
 		Probe: statussync.ProbeSpec{
 			Kind: "http", URL: "https://x/h", Path: "/p", Interval: 24 * time.Hour, Timeout: 2 * time.Second, MaxRetries: &none,
-			BackoffMultiplier: 1.5, Rise: 3, StartGrace: 4 * time.Second, SlowAfter: 5 * time.Second, Expect: "open", Headers: map[string]string{"H": "v"},
+			BackoffMultiplier: 1.5, Rise: 3, StartGrace: 4 * time.Second, SlowAfter: 5 * time.Second, Expect: "open", Canary: statussync.Canary{Tool: "sing", Arguments: `{"a":1}`, Expect: "la"}, Headers: map[string]string{"H": "v"},
 		},
 	}
 	if d := cmp.Diff(want, got); d != "" {
@@ -49,6 +49,7 @@ func TestServerSpec(t *testing.T) {
 	}
 	for field, p := range map[string]ProbeSpec{
 		"probe.interval": {Interval: "soon"}, "probe.timeout": {Timeout: "1"}, "probe.start_grace": {StartGrace: "x"}, "probe.slow_after": {SlowAfter: "5 s"},
+		"probe.canary.tool": {Canary: &CanarySpec{}},
 	} {
 		_, err := (&ServerSpec{Probe: &p}).Server()
 		if e, ok := err.(*statussync.Error); !ok || e.Location != field || e.Code != statussync.CodeInvalid {

@@ -33,6 +33,7 @@ type Probe struct {
 	URL             string               `json:"url,omitempty" doc:"Without userinfo and query."`
 	Path            string               `json:"path,omitempty" doc:"Only where the URL is not known yet."`
 	IntervalSeconds float64              `json:"interval_seconds,omitzero"`
+	Canary          string               `json:"canary,omitempty" doc:"The tool that is called now and then."`
 }
 
 // Status is what is concluded about a server, and the facts beside it.
@@ -84,7 +85,7 @@ func FromServer(v *statussync.ServerView) Server {
 		Capabilities: s.Capabilities, Origin: s.Origin, NeedsConfig: s.NeedsConfig, Disabled: s.Disabled,
 		Status: FromStatus(&v.Status, v.Now),
 	}
-	p := Probe{Kind: s.Probe.Kind, URL: PublicURL(s.Probe.URL), Path: PublicURL(s.Probe.Path), IntervalSeconds: Seconds(s.Probe.Interval)}
+	p := Probe{Canary: s.Probe.Canary.Tool, Kind: s.Probe.Kind, URL: PublicURL(s.Probe.URL), Path: PublicURL(s.Probe.Path), IntervalSeconds: Seconds(s.Probe.Interval)}
 	if e := v.Probing; e.Kind != "" { // what is in effect says more than what was written
 		p.Kind = e.Kind
 		if e.URL != "" {

@@ -2,6 +2,7 @@ package mcpprobe
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 	"time"
 
@@ -16,12 +17,63 @@ import (
 // Latency is that of the answer that was concluded from, whole. Auth says what is known of the login: with configured
 // headers ok or failed, without them none or required. Protocol and ServerInfo are what the server told when it was
 // first asked. ByConnect is as httpprobe has it: nobody answered at all.
+//
+// Where the plan has a canary it is called with the first probe, then every 10 minutes, and, while the tool does not do
+// as expected, with every probe: the server is down until it does. A server that Do was not told of has none.
 func (p *Prober) Probe(ctx context.Context, plan *statussync.ProbePlan) statussync.ProbeResult {
+	if plan.Canary.Tool != "" {
+		if s := p.canaryDue(plan); s != nil {
+			return p.withCanary(ctx, plan, s)
+		}
+	}
 	res := statussync.ProbeResult{ServerID: plan.ServerID, StartedAt: time.Now()}
 	c, done := p.talk(ctx, plan, timeoutOf(plan))
 	defer done()
 	c.probe(&res)
 	res.FinishedAt = time.Now()
+	return res
+}
+
+// canaryEvery is how often a canary that did well is called: as often as tools are listed (docs/protocols.md §6).
+const canaryEvery = 10 * time.Minute
+
+// canaryDue returns the server whose canary is to be called now, nil for none.
+func (p *Prober) canaryDue(plan *statussync.ProbePlan) *server {
+	p.mu.Lock()
+	s := p.servers[plan.ServerID]
+	p.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.canary != plan.Canary {
+		s.canary, s.canaryAt, s.canaryBad = plan.Canary, time.Time{}, false
+	}
+	if s.canaryBad || s.canaryAt.IsZero() || time.Since(s.canaryAt) >= canaryEvery {
+		return s
+	}
+	return nil
+}
+
+// withCanary probes and calls the canary. It counts as called where the call itself had an outcome.
+func (p *Prober) withCanary(ctx context.Context, plan *statussync.ProbePlan, s *server) statussync.ProbeResult {
+	res := statussync.ProbeResult{ServerID: plan.ServerID, StartedAt: time.Now()}
+	var args map[string]any
+	if plan.Canary.Arguments != "" && json.Unmarshal([]byte(plan.Canary.Arguments), &args) != nil {
+		res.Outcome, res.Cause, res.Detail = statussync.OutcomeFailure, causeBadConfig, "the canary's arguments are no JSON object"
+		res.FinishedAt = time.Now()
+		return res
+	}
+	res = p.Canary(ctx, plan, plan.Canary.Tool, args, plan.Canary.Expect)
+	bad := res.Cause == causeToolError || res.Cause == causeToolUnexpected
+	if bad || res.Outcome == statussync.OutcomeSuccess {
+		s.mu.Lock()
+		if s.canary == plan.Canary {
+			s.canaryAt, s.canaryBad = time.Now(), bad
+		}
+		s.mu.Unlock()
+	}
 	return res
 }
 

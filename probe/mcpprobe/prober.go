@@ -361,6 +361,10 @@ type server struct {
 	caps    map[string]bool // capabilities that the server declared
 	who     implementation
 
+	canary    statussync.Canary // whose call the next two are about
+	canaryAt  time.Time         // of the last call that had an outcome
+	canaryBad bool              // which was bad
+
 	streamTried time.Time
 	lost        int // sessions in a row that were lost as soon as they were opened
 	notBefore   time.Time
