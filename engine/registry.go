@@ -57,6 +57,7 @@ func (e *Engine) registryUpdate(now time.Time, u *statussync.RegistryUpdate, eff
 			e.removeEnvironment(now, id, eff)
 		}
 	}
+	e.settle(now, eff) // a server that waited for a question may have gone where there is none
 }
 
 func (e *Engine) putEnvironment(now time.Time, def *statussync.Environment, eff *Effects) {
