@@ -150,6 +150,7 @@ func (e *Engine) probeResult(now time.Time, r *statussync.ProbeResult, eff *Effe
 func (e *Engine) setVerdict(s *server, v verdict, now time.Time) {
 	s.Probe.Verdict, s.Probe.Since, s.Probe.AltSince = v, now, time.Time{}
 	s.Probe.Fell = v == verdictDown && s.Probe.ByConnect
+	e.touch(s) // also where the status stays what it was, a verdict that was waited for is to be found again after a restart
 }
 
 func (e *Engine) failure(s *server, now, began time.Time, r *statussync.ProbeResult, eff *Effects) {
