@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
@@ -541,9 +542,45 @@ func (c *Config) checkProbe(d *decoder, p string, s *ServerConfig, env *Environm
 	if target != "" && (&statussync.Environment{Address: env.Address, AgentURL: env.AgentURL}).AgentAnswersAt(target) {
 		d.failAt(where, "is the address of the agent of %q, not of the server: a probe there would only prove that the agent lives", env.ID)
 	}
+	c.headerFiles(d, p+".headers", pr.Headers)
 	for k, v := range pr.Headers {
 		if k == "" || strings.ContainsAny(k, " \t\r\n:") || strings.ContainsAny(string(v), "\r\n") {
 			d.failAt(p+".headers", "%q is not a header", k)
+		}
+	}
+}
+
+// fileSuffix of a header's name says that its value is in a file, as token_file says it of a token.
+const fileSuffix = "_file"
+
+// headerFiles replaces the headers that are given as files by what the files hold. Errors name the file and never a value.
+func (c *Config) headerFiles(d *decoder, path string, headers map[string]Secret) {
+	for _, k := range slices.Sorted(maps.Keys(headers)) {
+		name, isFile := strings.CutSuffix(k, fileSuffix)
+		if !isFile || name == "" {
+			continue
+		}
+		file := string(headers[k])
+		delete(headers, k)
+		if _, twice := headers[name]; twice {
+			d.failAt(path, "%q is given beside %q; one of them is enough", k, name)
+			continue
+		}
+		p := file
+		if !filepath.IsAbs(p) {
+			from, _ := d.place(path)
+			p = filepath.Join(filepath.Dir(from), p)
+		}
+		b, err := os.ReadFile(p)
+		switch v := strings.TrimSpace(string(b)); {
+		case file == "":
+			d.failAt(path, "%q names no file", k)
+		case err != nil:
+			d.failAt(path, "%q: %s cannot be read: %v", k, file, unwrapPath(err))
+		case v == "":
+			d.failAt(path, "%q: %s is empty", k, file)
+		default:
+			headers[name] = Secret(v)
 		}
 	}
 }
