@@ -42,15 +42,12 @@ created with mode 0600; keep it as you keep passwords. The configuration file is
   statussync backup - | age -r RECIPIENT > statussync.tar.age`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			defer cl.CloseIdle()
-			if args[0] == "-" {
-				return c.backupToStdout(cmd.Context(), cl)
-			}
-			return c.backupTo(cmd.Context(), cl, args[0], force)
+			return c.talk(func(cl *client.Client) error {
+				if args[0] == "-" {
+					return c.backupToStdout(cmd.Context(), cl)
+				}
+				return c.backupTo(cmd.Context(), cl, args[0], force)
+			})
 		},
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "overwrite FILE")

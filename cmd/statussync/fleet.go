@@ -22,12 +22,9 @@ func (c *cli) environmentsCmd() *cobra.Command {
   statussync environments -o json | jq '.items[] | select(.agent != "ok") | .id'`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			defer cl.CloseIdle()
-			return c.environments(cmd.Context(), cl)
+			return c.talk(func(cl *client.Client) error {
+				return c.environments(cmd.Context(), cl)
+			})
 		},
 	}
 }
@@ -117,36 +114,33 @@ func (c *cli) metricsCmd() *cobra.Command {
   statussync metrics -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			defer cl.CloseIdle()
-			m, err := cl.SyncMetrics(cmd.Context())
-			if err != nil {
-				return err
-			}
-			p := printer{c.stdout, c.colour()}
-			if c.json() {
-				return p.json(m)
-			}
-			hits := "no reads yet"
-			if m.CacheHitRate != nil {
-				hits = fmt.Sprintf("%.1f%% (%d hits, %d misses)", *m.CacheHitRate*100, m.CacheHits, m.CacheMisses)
-			}
-			last := "never"
-			if !m.LastSyncTime.IsZero() {
-				last = fmt.Sprintf("%s ago, took %s", since(m.LastSyncTime.Time, c.now()), latency(m.SyncDurationMS))
-			}
-			return p.facts(
-				"servers", strconv.Itoa(m.TotalServers),
-				"running", strconv.Itoa(m.ActiveServers),
-				"in error", strconv.Itoa(m.ErrorServers),
-				"status changes", strconv.FormatUint(m.StatusChanges, 10),
-				"subscriptions", strconv.Itoa(m.Subscriptions),
-				"last sync", last,
-				"cache hit rate", hits,
-			)
+			return c.talk(func(cl *client.Client) error {
+				m, err := cl.SyncMetrics(cmd.Context())
+				if err != nil {
+					return err
+				}
+				p := printer{c.stdout, c.colour()}
+				if c.json() {
+					return p.json(m)
+				}
+				hits := "no reads yet"
+				if m.CacheHitRate != nil {
+					hits = fmt.Sprintf("%.1f%% (%d hits, %d misses)", *m.CacheHitRate*100, m.CacheHits, m.CacheMisses)
+				}
+				last := "never"
+				if !m.LastSyncTime.IsZero() {
+					last = fmt.Sprintf("%s ago, took %s", since(m.LastSyncTime.Time, c.now()), latency(m.SyncDurationMS))
+				}
+				return p.facts(
+					"servers", strconv.Itoa(m.TotalServers),
+					"running", strconv.Itoa(m.ActiveServers),
+					"in error", strconv.Itoa(m.ErrorServers),
+					"status changes", strconv.FormatUint(m.StatusChanges, 10),
+					"subscriptions", strconv.Itoa(m.Subscriptions),
+					"last sync", last,
+					"cache hit rate", hits,
+				)
+			})
 		},
 	}
 }

@@ -25,20 +25,17 @@ file and line. SIGHUP does the same. The token needs the role admin.`,
   statussync reload -o json | jq .needs_restart`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			defer cl.CloseIdle()
-			r, err := cl.Reload(cmd.Context())
-			if err != nil {
-				return err
-			}
-			p := printer{c.stdout, c.colour()}
-			if c.json() {
-				return p.json(r)
-			}
-			return reloaded(p, r)
+			return c.talk(func(cl *client.Client) error {
+				r, err := cl.Reload(cmd.Context())
+				if err != nil {
+					return err
+				}
+				p := printer{c.stdout, c.colour()}
+				if c.json() {
+					return p.json(r)
+				}
+				return reloaded(p, r)
+			})
 		},
 	}
 }
@@ -112,30 +109,27 @@ ready again. The token needs the role admin.`,
 		Example: `  statussync restart`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			defer cl.CloseIdle()
-			began := time.Now()
-			if err := cl.Restart(cmd.Context()); err != nil {
-				return err
-			}
-			p := printer{c.stdout, c.colour()}
-			if noWait {
-				if c.json() {
-					return p.json(wire.Restarting{Status: "restarting"})
+			return c.talk(func(cl *client.Client) error {
+				began := time.Now()
+				if err := cl.Restart(cmd.Context()); err != nil {
+					return err
 				}
-				return p.line("The service is restarting.")
-			}
-			r, err := untilReady(cmd.Context(), cl)
-			if err != nil {
-				return err
-			}
-			if c.json() {
-				return p.json(r)
-			}
-			return p.line("The service is ", string(r.Status), " again after ", latency(float64(time.Since(began).Milliseconds())), ".")
+				p := printer{c.stdout, c.colour()}
+				if noWait {
+					if c.json() {
+						return p.json(wire.Restarting{Status: "restarting"})
+					}
+					return p.line("The service is restarting.")
+				}
+				r, err := untilReady(cmd.Context(), cl)
+				if err != nil {
+					return err
+				}
+				if c.json() {
+					return p.json(r)
+				}
+				return p.line("The service is ", string(r.Status), " again after ", latency(float64(time.Since(began).Milliseconds())), ".")
+			})
 		},
 	}
 	cmd.Flags().BoolVar(&noWait, "no-wait", false, "don't wait until the service is ready again")
@@ -181,25 +175,23 @@ unhealthy. Switching needs a token with the role admin.`,
 		},
 		ValidArgs: []string{"on", "off"},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			defer cl.CloseIdle()
-			var r *wire.Probing
-			if len(args) == 0 {
-				r, err = cl.Probing(cmd.Context())
-			} else {
-				r, err = cl.SetProbing(cmd.Context(), args[0] == "on")
-			}
-			if err != nil {
-				return err
-			}
-			p := printer{c.stdout, c.colour()}
-			if c.json() {
-				return p.json(r)
-			}
-			return p.line(c.probingLine(p, r))
+			return c.talk(func(cl *client.Client) error {
+				var r *wire.Probing
+				var err error
+				if len(args) == 0 {
+					r, err = cl.Probing(cmd.Context())
+				} else {
+					r, err = cl.SetProbing(cmd.Context(), args[0] == "on")
+				}
+				if err != nil {
+					return err
+				}
+				p := printer{c.stdout, c.colour()}
+				if c.json() {
+					return p.json(r)
+				}
+				return p.line(c.probingLine(p, r))
+			})
 		},
 	}
 }
@@ -240,21 +232,19 @@ be read is named, the rest goes on; the exit code is then 1. The token needs the
   statussync sync weather`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			defer cl.CloseIdle()
-			var r *wire.Sync
-			if len(args) == 0 {
-				r, err = cl.SyncAll(cmd.Context())
-			} else {
-				r, err = cl.SyncServer(cmd.Context(), args[0])
-			}
-			if err != nil {
-				return err
-			}
-			return c.synced(r)
+			return c.talk(func(cl *client.Client) error {
+				var r *wire.Sync
+				var err error
+				if len(args) == 0 {
+					r, err = cl.SyncAll(cmd.Context())
+				} else {
+					r, err = cl.SyncServer(cmd.Context(), args[0])
+				}
+				if err != nil {
+					return err
+				}
+				return c.synced(r)
+			})
 		},
 	}
 }

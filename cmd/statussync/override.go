@@ -4,6 +4,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/agentopia/statussync"
+	"github.com/agentopia/statussync/client"
 	"github.com/agentopia/statussync/wire"
 )
 
@@ -36,18 +37,15 @@ are unknown; healthy and degraded go only with running.`,
   statussync override set weather --state running --health degraded --for 1d`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			defer cl.CloseIdle()
-			st, err := cl.SetOverride(cmd.Context(), args[0], wire.OverrideRequest{
-				State: statussync.State(state.value), Health: statussync.Health(health.value), Note: note, ExpiresIn: during.text,
+			return c.talk(func(cl *client.Client) error {
+				st, err := cl.SetOverride(cmd.Context(), args[0], wire.OverrideRequest{
+					State: statussync.State(state.value), Health: statussync.Health(health.value), Note: note, ExpiresIn: during.text,
+				})
+				if err != nil {
+					return err
+				}
+				return c.overridden(args[0], st)
 			})
-			if err != nil {
-				return err
-			}
-			return c.overridden(args[0], st)
 		},
 	}
 	f := cmd.Flags()
@@ -68,16 +66,13 @@ func (c *cli) overrideClearCmd() *cobra.Command {
 		Example: `  statussync override clear weather`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			defer cl.CloseIdle()
-			st, err := cl.ClearOverride(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return c.overridden(args[0], st)
+			return c.talk(func(cl *client.Client) error {
+				st, err := cl.ClearOverride(cmd.Context(), args[0])
+				if err != nil {
+					return err
+				}
+				return c.overridden(args[0], st)
+			})
 		},
 	}
 }

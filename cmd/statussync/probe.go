@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/agentopia/statussync"
+	"github.com/agentopia/statussync/client"
 	"github.com/agentopia/statussync/wire"
 )
 
@@ -29,23 +30,20 @@ The exit code is 1 where a probe failed. The token needs the role operator.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			defer cl.CloseIdle()
-			if all {
-				r, err := cl.ProbeAll(cmd.Context())
+			return c.talk(func(cl *client.Client) error {
+				if all {
+					r, err := cl.ProbeAll(cmd.Context())
+					if err != nil {
+						return err
+					}
+					return c.probedAll(r)
+				}
+				r, err := cl.Probe(cmd.Context(), args[0])
 				if err != nil {
 					return err
 				}
-				return c.probedAll(r)
-			}
-			r, err := cl.Probe(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return c.probed(args[0], r)
+				return c.probed(args[0], r)
+			})
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "check all servers")

@@ -15,16 +15,6 @@ import (
 	"github.com/agentopia/statussync/wire"
 )
 
-// talk runs f with a client of the service.
-func (c *cli) talk(f func(cl *client.Client) error) error {
-	cl, err := c.client()
-	if err != nil {
-		return err
-	}
-	defer cl.CloseIdle()
-	return f(cl)
-}
-
 // maxSpecFile bounds a file with a definition, in bytes; the service takes no more either.
 const maxSpecFile = 64 << 10
 

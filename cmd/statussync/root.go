@@ -252,6 +252,16 @@ func (c *cli) client() (*client.Client, error) {
 	return cl, nil
 }
 
+// talk runs f with a client of the service.
+func (c *cli) talk(f func(cl *client.Client) error) error {
+	cl, err := c.client()
+	if err != nil {
+		return err
+	}
+	defer cl.CloseIdle()
+	return f(cl)
+}
+
 func (c *cli) json() bool { return c.output.value == "json" }
 
 // colour reports whether the output may be coloured: on a terminal that can, unless somebody said no

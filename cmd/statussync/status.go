@@ -35,31 +35,28 @@ With --fail-on the exit code is 1 where a server shown is that bad or worse.`,
   statussync status -o json | jq '.items[] | select(.status.reason == "probe_failing") | .id'`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			defer cl.CloseIdle()
-			if len(args) == 1 {
-				for _, name := range []string{"state", "health", "availability", "environment", "label", "query"} {
-					if cmd.Flags().Changed(name) {
-						return usagef("--%s selects servers; with the ID of one it has no meaning", name)
+			return c.talk(func(cl *client.Client) error {
+				if len(args) == 1 {
+					for _, name := range []string{"state", "health", "availability", "environment", "label", "query"} {
+						if cmd.Flags().Changed(name) {
+							return usagef("--%s selects servers; with the ID of one it has no meaning", name)
+						}
 					}
+					return c.statusOne(cmd.Context(), cl, args[0], explain, failOn.value)
 				}
-				return c.statusOne(cmd.Context(), cl, args[0], explain, failOn.value)
-			}
-			if explain {
-				return usagef("--explain wants the ID of a server")
-			}
-			return c.statusAll(cmd.Context(), cl, client.ServerQuery{
-				States:         typed[statussync.State](filter.states.values),
-				Healths:        typed[statussync.Health](filter.healths.values),
-				Availabilities: typed[statussync.Availability](filter.availability.values),
-				EnvironmentIDs: filter.environments.values,
-				Labels:         filter.labels.values,
-				Text:           query,
-				Limit:          pageSize,
-			}, failOn.value)
+				if explain {
+					return usagef("--explain wants the ID of a server")
+				}
+				return c.statusAll(cmd.Context(), cl, client.ServerQuery{
+					States:         typed[statussync.State](filter.states.values),
+					Healths:        typed[statussync.Health](filter.healths.values),
+					Availabilities: typed[statussync.Availability](filter.availability.values),
+					EnvironmentIDs: filter.environments.values,
+					Labels:         filter.labels.values,
+					Text:           query,
+					Limit:          pageSize,
+				}, failOn.value)
+			})
 		},
 	}
 	filter.register(cmd)

@@ -30,18 +30,15 @@ unknown time, maintenance and being off are left out. With ID also that server's
   statussync uptime --label team=core -o json | jq .total.availability_percent`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			defer cl.CloseIdle()
-			if len(args) == 1 {
-				if f.given() {
-					return usagef("an ID and conditions exclude each other")
+			return c.talk(func(cl *client.Client) error {
+				if len(args) == 1 {
+					if f.given() {
+						return usagef("an ID and conditions exclude each other")
+					}
+					return c.uptimeOf(cmd.Context(), cl, args[0], window.text)
 				}
-				return c.uptimeOf(cmd.Context(), cl, args[0], window.text)
-			}
-			return c.uptime(cmd.Context(), cl, &f, window.text)
+				return c.uptime(cmd.Context(), cl, &f, window.text)
+			})
 		},
 	}
 	cmd.Flags().Var(&window, "window", "how far back, at most 90d")
@@ -300,12 +297,9 @@ func (c *cli) probesCmd() *cobra.Command {
   statussync probes weather --window 2h --step 1m -o json`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			defer cl.CloseIdle()
-			return c.probes(cmd.Context(), cl, args[0], window.text, step.text)
+			return c.talk(func(cl *client.Client) error {
+				return c.probes(cmd.Context(), cl, args[0], window.text, step.text)
+			})
 		},
 	}
 	cmd.Flags().Var(&window, "window", "how far back, at most 90d")

@@ -43,20 +43,17 @@ what is shown is always recent and ends with the truth, but not every step on th
   statussync watch --kind status,environment_silent,environment_back
   statussync watch -o json | jq -c 'select(.data) | [.data.server_id, .data.current_status.health]'`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			defer cl.CloseIdle()
-			o := client.SubscribeOptions{
-				Filter:   statussync.Filter{Clauses: filter.clauses(args, typed[statussync.Kind](kinds.values))},
-				Cursor:   since.Cursor,
-				Snapshot: snapshot, MustConnect: true,
-			}
-			if latest {
-				o.Mode = statussync.ModeLatest
-			}
-			return c.watch(cmd.Context(), cl, o)
+			return c.talk(func(cl *client.Client) error {
+				o := client.SubscribeOptions{
+					Filter:   statussync.Filter{Clauses: filter.clauses(args, typed[statussync.Kind](kinds.values))},
+					Cursor:   since.Cursor,
+					Snapshot: snapshot, MustConnect: true,
+				}
+				if latest {
+					o.Mode = statussync.ModeLatest
+				}
+				return c.watch(cmd.Context(), cl, o)
+			})
 		},
 	}
 	filter.register(cmd)

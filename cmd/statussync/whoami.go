@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/agentopia/statussync/client"
 )
 
 func (c *cli) whoamiCmd() *cobra.Command {
@@ -15,34 +17,31 @@ func (c *cli) whoamiCmd() *cobra.Command {
   statussync whoami -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			defer cl.CloseIdle()
-			w, err := cl.Whoami(cmd.Context())
-			if err != nil {
-				return err
-			}
-			p := printer{c.stdout, c.colour()}
-			if c.json() {
-				return p.json(w)
-			}
-			expires := "never"
-			if !w.ExpiresAt.IsZero() {
-				expires = w.ExpiresAt.Local().Format(time.DateTime)
-			}
-			l := &w.Limits
-			return p.facts(
-				"name", text(w.Name),
-				"role", text(w.Role),
-				"expires", expires,
-				"connections", strconv.Itoa(l.Connections),
-				"subscriptions", strconv.Itoa(l.Subscriptions),
-				"commands", strconv.Itoa(l.CommandsPerSecond)+" per second",
-				"replay", size(int64(l.ReplayBytesPerSecond))+" per second",
-				"filter", strconv.Itoa(l.FilterClauses)+" clauses of "+strconv.Itoa(l.FilterIDs)+" ids",
-			)
+			return c.talk(func(cl *client.Client) error {
+				w, err := cl.Whoami(cmd.Context())
+				if err != nil {
+					return err
+				}
+				p := printer{c.stdout, c.colour()}
+				if c.json() {
+					return p.json(w)
+				}
+				expires := "never"
+				if !w.ExpiresAt.IsZero() {
+					expires = w.ExpiresAt.Local().Format(time.DateTime)
+				}
+				l := &w.Limits
+				return p.facts(
+					"name", text(w.Name),
+					"role", text(w.Role),
+					"expires", expires,
+					"connections", strconv.Itoa(l.Connections),
+					"subscriptions", strconv.Itoa(l.Subscriptions),
+					"commands", strconv.Itoa(l.CommandsPerSecond)+" per second",
+					"replay", size(int64(l.ReplayBytesPerSecond))+" per second",
+					"filter", strconv.Itoa(l.FilterClauses)+" clauses of "+strconv.Itoa(l.FilterIDs)+" ids",
+				)
+			})
 		},
 	}
 }

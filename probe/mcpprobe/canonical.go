@@ -15,54 +15,6 @@ import (
 // Tool is one tool as its server lists it. Name is untrusted and cleaned.
 type Tool = statussync.ToolRef
 
-// Drift is how one list of tools differs from another: names, sorted; nil lists where nothing does.
-type Drift struct {
-	Added   []string `json:"added,omitempty"`
-	Removed []string `json:"removed,omitempty"`
-	Changed []string `json:"changed,omitempty"`
-}
-
-// Empty reports whether nothing differs.
-func (d Drift) Empty() bool { return len(d.Added)+len(d.Removed)+len(d.Changed) == 0 }
-
-// Diff compares two lists of tools by name and hash. It is pure; the order of the lists makes no difference. Of a name
-// that is listed more than once all hashes count together.
-func Diff(old, now []Tool) Drift {
-	index := func(tools []Tool) map[string]string {
-		all := make(map[string][]string, len(tools))
-		for _, t := range tools {
-			all[t.Name] = append(all[t.Name], t.Hash)
-		}
-		out := make(map[string]string, len(all))
-		for name, hashes := range all {
-			slices.Sort(hashes)
-			out[name] = strings.Join(hashes, " ")
-		}
-		return out
-	}
-	before, after := index(old), index(now)
-	var d Drift
-	for name, h := range after {
-		if b, ok := before[name]; !ok {
-			d.Added = append(d.Added, name)
-		} else if b != h {
-			d.Changed = append(d.Changed, name)
-		}
-	}
-	for name := range before {
-		if _, ok := after[name]; !ok {
-			d.Removed = append(d.Removed, name)
-		}
-	}
-	slices.Sort(d.Added)
-	slices.Sort(d.Removed)
-	slices.Sort(d.Changed)
-	return d
-}
-
-// HashTools is one hash of a whole list, whatever its order: "sha256:" and a hex digest.
-func HashTools(tools []Tool) string { return statussync.HashTools(tools) }
-
 func digest(data []byte) string {
 	sum := sha256.Sum256(data)
 	return "sha256:" + hex.EncodeToString(sum[:])

@@ -28,7 +28,7 @@ type Inventory struct {
 	Version      string   //
 	Capabilities []string // that it declares, of those that the specification names; sorted
 	Tools        []Tool   // in its own order
-	ToolsHash    string   // HashTools(Tools)
+	ToolsHash    string   // statussync.HashTools of Tools
 	Resources    int      // -1: not declared, or not told
 	Prompts      int      // likewise
 	Latency      time.Duration
@@ -67,7 +67,7 @@ func (p *Prober) Inventory(ctx context.Context, plan *statussync.ProbePlan) (Inv
 	var err error
 	inv.Tools, err = c.tools()
 	inv.Latency = time.Since(began)
-	inv.ToolsHash = HashTools(inv.Tools)
+	inv.ToolsHash = statussync.HashTools(inv.Tools)
 	if err != nil {
 		return inv, err
 	}

@@ -116,7 +116,7 @@ func TestServerEverything(t *testing.T) {
 			}
 			again, err := p.Inventory(t.Context(), pl)
 			if err != nil || again.ToolsHash != inv.ToolsHash {
-				t.Errorf("%v, %+v", err, Diff(inv.Tools, again.Tools))
+				t.Errorf("%v, %+v", err, statussync.DiffTools(inv.Tools, again.Tools))
 			}
 			mustUp(t, p.Canary(t.Context(), pl, "echo", map[string]any{"message": "is anybody there?"}, "is anybody there?"))
 			if n := opened.Load() - ended.Load(); n > 1 || opened.Load() != 1 {
