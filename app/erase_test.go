@@ -179,7 +179,7 @@ func TestEraseOwner(t *testing.T) {
 	if d := cmp.Diff(want, rep); d != "" {
 		t.Error(d)
 	}
-	for _, word := range []string{"u1 &", `u1 \u`, "sons", "billing", "box-9", "very-secret"} {
+	for _, word := range []string{"u1 & sons", `u1 \u0026 sons`, "billing", "box-9", "very-secret"} {
 		if in := holding(t, data, word); in != nil {
 			t.Errorf("%q is still in %v", word, in)
 		}
@@ -217,13 +217,13 @@ func TestEraseWhatTheConfigurationDefines(t *testing.T) {
 	r := startWhole(t, data, config)
 	r.stop()
 	// registryConfig names no owner: define one more service's worth of it on the same data.
-	c, err := ParseConfig("x.yaml", []byte("listen: 127.0.0.1:0\ndata: "+data+"\nenvironments: [{id: box-7, owner: u7}]\nservers: [{id: fixed, environment: box-7, probe: {kind: none}}, {id: own, owner: u7, probe: {kind: none}}]\n"))
+	c, err := ParseConfig("x.yaml", []byte("listen: 127.0.0.1:0\ndata: "+data+"\nenvironments: [{id: box-7, owner: user-seven}]\nservers: [{id: fixed, environment: box-7, probe: {kind: none}}, {id: own, owner: user-seven, probe: {kind: none}}]\n"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, stop := runService(t, c)
 	stop()
-	rep, err := Erase(t.Context(), data, EraseOptions{Owner: "u7"})
+	rep, err := Erase(t.Context(), data, EraseOptions{Owner: "user-seven"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +233,7 @@ func TestEraseWhatTheConfigurationDefines(t *testing.T) {
 	if d := cmp.Diff([]string{"fixed", "own"}, rep.Servers); d != "" {
 		t.Error(d)
 	}
-	if in := holding(t, data, "u7"); in != nil {
+	if in := holding(t, data, "user-seven"); in != nil {
 		t.Errorf("still in %v", in)
 	}
 }

@@ -67,7 +67,7 @@ func TestEraseOnline(t *testing.T) {
 	if rep.DryRun || !rep.NewEpoch || rep.Tokens != 1 || rep.History != 1 || strings.Join(rep.ServersRemoved, " ") != "billing" || strings.Join(rep.EnvironmentsRemoved, " ") != "box-9" {
 		t.Errorf("%+v", rep)
 	}
-	for _, word := range []string{"u1 &", `u1 \u`, "sons", "billing", "box-9", "very-secret"} {
+	for _, word := range []string{"u1 & sons", `u1 \u0026 sons`, "& sons", "billing", "box-9", "very-secret"} {
 		if in := holding(t, data, word); in != nil {
 			t.Errorf("%q is still in %v", word, in)
 		}
@@ -91,7 +91,7 @@ func TestEraseOnline(t *testing.T) {
 	if err != nil || rep.Entries == 0 || rep.Records != 2 || rep.History == 0 {
 		t.Errorf("%+v, %v", rep, err)
 	}
-	for _, word := range []string{"ada", "note of the one", "her words"} {
+	for _, word := range []string{"by ada", `"ada"`, "note of the one", "her words"} { // three letters alone turn up in hashes
 		if in := holding(t, data, word); in != nil {
 			t.Errorf("%q is still in %v", word, in)
 		}
