@@ -24,8 +24,11 @@ test-setup:
 	@./.ci/setup
 
 # Two packages at a time: the tests from outside, which mostly wait for their processes, and one of the others.
+# A test that fails is run again, at most twice and loudly: on a shared machine one of a thousand with real processes and
+# sockets may starve. What fails each time fails, and a data race fails at once.
 test: test-setup lint ## install what the tests need, then lint and run all tests with the race detector
-	$(GO) test $(RACE) -p 2 -timeout 14m ./e2e $$($(GO) list ./... | grep -v /e2e$$)
+	$(GO) tool gotestsum --format pkgname-and-test-fails --hide-summary skipped --rerun-fails=2 --rerun-fails-max-failures 6 --rerun-fails-run-root-test \
+		--rerun-fails-abort-on-data-race --packages "./e2e $$($(GO) list ./... | grep -v /e2e$$ | tr '\n' ' ')" -- $(RACE) -p 2 -timeout 14m
 
 helm-test: ## test the Helm chart; builds Helm first, which takes minutes
 	HELM_TESTS=1 $(GO) test -run Helm ./deploy
