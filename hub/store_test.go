@@ -1,9 +1,11 @@
 package hub
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -511,4 +513,62 @@ func randomFaults(t *testing.T, rng *rand.Rand) {
 			t.Errorf("after a clean restart %s is %s at version %d, was %s at %d (%v)", v.Server.ID, w.Status.State, w.Status.Version, v.Status.State, v.Status.Version, err)
 		}
 	}
+}
+
+// slowJournal takes half a millisecond for each record.
+type slowJournal struct {
+	*statussynctest.MemoryJournal
+}
+
+func (j slowJournal) Append(ctx context.Context, b *statussync.Batch) error {
+	select {
+	case <-time.After(time.Duration(len(b.Records)) * time.Millisecond / 2):
+		return j.MemoryJournal.Append(ctx, b)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// TestStopStoresALargeFleet: the evidence of 5,000 servers, all of it new, is more than one append may take.
+func TestStopStoresALargeFleet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 5000
+		j := slowJournal{statussynctest.NewJournal()}
+		h, err := New(Options{Journal: j, AppendTimeout: time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- h.Run(ctx) }()
+		<-h.Started()
+		u := registry(n)
+		for part := range slices.Chunk(u.Servers, 1000) {
+			if _, err := h.Submit(ctx, &statussync.RegistryUpdate{Origin: u.Origin, Environments: u.Environments, Servers: part}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Minute) // all of that is stored
+		for i := range n {
+			if err := h.Observe(ctx, &statussync.ProbeResult{ServerID: serverID(i), Outcome: statussync.OutcomeFailure, Cause: "refused", StartedAt: time.Now(), FinishedAt: time.Now()}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		stored := 0
+		for r, err := range j.Records(t.Context()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if r.Kind == statussync.RecordServer && bytes.Contains(r.Data, []byte("refused")) {
+				stored++
+			}
+		}
+		if stored != n {
+			t.Errorf("the evidence of %d of %d servers is stored", stored, n)
+		}
+	})
 }

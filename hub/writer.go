@@ -422,11 +422,8 @@ func (w *writer) advance() {
 	jb := &statussync.Batch{Entries: b.entries, Records: w.eng.DirtyFor(b.eff.Entries, nil)}
 	jb.Records = append(jb.Records, b.notes...)
 	if house {
-		limit := maxBatchRecords
-		if w.stopping {
-			limit = 0
-		}
-		jb.Records, w.moreDirty = w.eng.Dirty(jb.Records, limit)
+		// At the stop, too: all of a large fleet in one batch would take too long, and count as a failure.
+		jb.Records, w.moreDirty = w.eng.Dirty(jb.Records, maxBatchRecords)
 		w.nextHouse = mono.Add(houseEvery)
 		if !mono.Before(w.nextAlive) || w.stopping {
 			jb.AliveAt = w.h.clock.now()
@@ -444,7 +441,7 @@ func (w *writer) advance() {
 		w.flushed = w.flushed || w.stopping
 		return
 	}
-	w.fly(&flight{batch: jb, told: b, flush: house && w.stopping})
+	w.fly(&flight{batch: jb, told: b, flush: house && w.stopping && !w.moreDirty})
 }
 
 // seal ends the open batch: its entries get their positions and their encoding, and the view's next state is taken
