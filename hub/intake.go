@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/agentopia/statussync"
 	"github.com/agentopia/statussync/engine"
 )
+
+// maxPiece is how many observations, or servers of one registry, are concluded from at once.
+const maxPiece = 1000
 
 // message is what one call of Observe, TryObserve or Submit put into the inbox.
 type message struct {
@@ -61,6 +65,60 @@ func (h *Hub) message(obs []statussync.Observation, r *receipt) (message, error)
 	return m, nil
 }
 
+// messages is message in pieces: what may cause thousands of entries goes into the journal in batches that one append can
+// hold, beside which others are taken. Nothing is concluded in another order.
+func (h *Hub) messages(obs []statussync.Observation, wait bool) (ms []message, err error) {
+	add := func(obs []statussync.Observation) {
+		if err != nil {
+			return
+		}
+		var r *receipt
+		if wait {
+			r = &receipt{done: make(chan struct{})}
+		}
+		var m message
+		if m, err = h.message(obs, r); err == nil {
+			ms = append(ms, m)
+		}
+	}
+	if i := slices.Index(obs, nil); i >= 0 { // before anything of it is taken
+		return nil, statussync.Invalid(fmt.Sprintf("observations[%d]", i), "is nil")
+	}
+	from := 0
+	for i, o := range obs {
+		u, ok := o.(*statussync.RegistryUpdate)
+		if large := ok && len(u.Servers) > maxPiece; !large && i-from < maxPiece {
+			continue
+		}
+		if i > from {
+			add(obs[from:i])
+		}
+		from = i
+		if !ok || len(u.Servers) <= maxPiece {
+			continue
+		}
+		for at := 0; at < len(u.Servers); at += maxPiece {
+			part := &statussync.RegistryUpdate{Origin: u.Origin, Servers: u.Servers[at:min(at+maxPiece, len(u.Servers))]}
+			if at == 0 {
+				part.Environments = u.Environments
+			}
+			add([]statussync.Observation{part})
+		}
+		if u.Full || len(u.RemovedServers)+len(u.RemovedEnvironments) > 0 { // all are known by then: what is not among them goes
+			rest := *u
+			if !u.Full {
+				rest.Servers, rest.Environments = nil, nil
+			}
+			add([]statussync.Observation{&rest})
+		}
+		from = i + 1
+	}
+	if from < len(obs) || len(ms) == 0 {
+		add(obs[from:])
+	}
+	return ms, err
+}
+
 // enqueue puts a message for which room was acquired into the inbox.
 func (h *Hub) enqueue(m message) error {
 	h.intake.RLock()
@@ -105,11 +163,16 @@ func (h *Hub) Observe(ctx context.Context, obs ...statussync.Observation) error 
 	if len(obs) == 0 {
 		return nil
 	}
-	m, err := h.message(obs, nil)
+	ms, err := h.messages(obs, false)
 	if err != nil {
 		return err
 	}
-	return h.put(ctx, m)
+	for _, m := range ms {
+		if err := h.put(ctx, m); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // TryObserve implements statussync.Observer. It never blocks.
@@ -131,39 +194,43 @@ func (h *Hub) TryObserve(obs ...statussync.Observation) error {
 // Submit implements statussync.Observer. The updates that it returns are the entries of kind status. Without
 // observations it waits until everything that was handed over before it is concluded from, durable and visible.
 //
-// When ctx ends first, the observations are concluded from all the same.
+// When ctx ends first, the observations that found room in the inbox are concluded from all the same.
 func (h *Hub) Submit(ctx context.Context, obs ...statussync.Observation) ([]*statussync.Entry, error) {
-	m, err := h.message(obs, &receipt{done: make(chan struct{})})
+	ms, err := h.messages(obs, true)
 	if err != nil {
 		return nil, err
 	}
-	return h.submit(ctx, m)
+	return h.submit(ctx, ms...)
 }
 
-// submit puts a message with a receipt into the inbox and waits for the receipt.
-func (h *Hub) submit(ctx context.Context, m message) ([]*statussync.Entry, error) {
-	r := m.receipt
-	if err := h.put(ctx, m); err != nil {
-		return nil, err
-	}
-	select {
-	case <-r.done:
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-h.stopped:
-		select {
-		case <-r.done:
-		default:
-			return nil, errStopped
+// submit puts messages with receipts into the inbox and waits for all receipts.
+func (h *Hub) submit(ctx context.Context, ms ...message) ([]*statussync.Entry, error) {
+	for _, m := range ms {
+		if err := h.put(ctx, m); err != nil {
+			return nil, err
 		}
 	}
-	switch len(r.errs) {
-	case 0:
-		return r.entries, nil
-	case 1:
-		return r.entries, r.errs[0]
+	var entries []*statussync.Entry
+	var errs []error
+	for _, m := range ms {
+		r := m.receipt
+		select {
+		case <-r.done:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-h.stopped:
+			select {
+			case <-r.done:
+			default:
+				return nil, errStopped
+			}
+		}
+		entries, errs = append(entries, r.entries...), append(errs, r.errs...)
 	}
-	return r.entries, errors.Join(r.errs...)
+	if len(errs) == 1 {
+		return entries, errs[0]
+	}
+	return entries, errors.Join(errs...)
 }
 
 // ask puts a question to the writer and waits for the answer.

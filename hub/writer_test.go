@@ -523,3 +523,62 @@ func TestNextEpoch(t *testing.T) {
 		}
 	}
 }
+
+// biggest remembers the largest append.
+type biggest struct {
+	*statussynctest.MemoryJournal
+	entries, records int
+}
+
+func (j *biggest) Append(ctx context.Context, b *statussync.Batch) error {
+	j.entries, j.records = max(j.entries, len(b.Entries)), max(j.records, len(b.Records))
+	return j.MemoryJournal.Append(ctx, b)
+}
+
+// TestLargeRegistryInPieces: what a large registry defines comes into the journal in batches of bounded size; the receipt is
+// for all of it, and what a full one does not name is removed.
+func TestLargeRegistryInPieces(t *testing.T) {
+	const n = 3*maxPiece + 10
+	j := &biggest{MemoryJournal: statussynctest.NewJournal()}
+	h, err := New(Options{Journal: j})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- h.Run(ctx) }()
+	<-h.Started()
+	u := registry(n)
+	u.Full = true
+	es, err := h.Submit(ctx, u)
+	if err != nil || len(es) != n {
+		t.Errorf("%d updates, %v", len(es), err)
+	}
+	var all []statussync.Observation
+	for i := range n {
+		all = append(all, &statussync.RecordSeen{ServerID: serverID(i), Word: "running"})
+	}
+	all = append(all, &statussync.RecordSeen{ServerID: "nobody", Word: "running"})
+	es, err = h.Submit(ctx, all...)
+	if statussync.CodeOf(err) != statussync.CodeNotFound || len(es) != n {
+		t.Errorf("%d updates, %v", len(es), err)
+	}
+	less := registry(2*maxPiece + 5)
+	less.Full = true
+	if _, err := h.Submit(ctx, less); err != nil {
+		t.Error(err)
+	}
+	if got, _, _ := h.Servers(statussync.ServerQuery{Limit: n}); len(got) != 2*maxPiece+5 {
+		t.Errorf("%d servers are left", len(got))
+	}
+	if _, err := h.Submit(ctx, all[0], nil); statussync.CodeOf(err) != statussync.CodeInvalid {
+		t.Error(err)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if most := 2*maxPiece + maxBatchEntries; j.entries > most || j.records > most+maxBatchRecords {
+		t.Errorf("one append had %d entries and %d records", j.entries, j.records)
+	}
+}
