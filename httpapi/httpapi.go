@@ -179,6 +179,7 @@ type API struct {
 	beats      *logins       // heartbeats' wrong tokens, which are counted apart
 	lead       time.Duration // how long before its time a stream becomes due; see by
 	limits     *limits
+	handshakes sync.Pool // of write buffers for WebSocket handshakes
 
 	patterns []string // what is on the mux and described
 
