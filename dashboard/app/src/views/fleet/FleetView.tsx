@@ -1,0 +1,4 @@
+/** FleetView is the first view. */
+export function FleetView() {
+  return <section class="page" />;
+}
