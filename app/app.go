@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/agentopia/statussync"
+	"github.com/agentopia/statussync/dashboard"
 	"github.com/agentopia/statussync/drift"
 	"github.com/agentopia/statussync/dtma"
 	"github.com/agentopia/statussync/guard"
@@ -275,6 +276,10 @@ func (s *service) newAPI(c *Config, version string, log *slog.Logger) (*httpapi.
 		ReadyChecks: map[string]func(context.Context) error{"store": s.store.Healthy, "history": s.history.healthy},
 	}
 	s.netOptions(c, &opts)
+	opts.Sessions = sessionsFile{c.Data}
+	if opts.Page, err = dashboard.New(c.BasePath); err != nil {
+		return nil, err
+	}
 	s.backups = newBackups(c.Data, s.storeFiles(), version, log)
 	opts.Backup, opts.Eraser = s.backups, newEraser(s, s.options.erasures)
 	var api *httpapi.API
