@@ -114,6 +114,7 @@ type Options struct {
 	Control     Control     // how the service is operated; nil: that is not served
 	Syncer      Syncer      // reads the registries again; nil: that is not served
 	Rollups     Rollups     // counts of probes, and uptime; nil: they are not served
+	Resources   Resources   // what agents told of their hosts; nil: it is not served
 	Backup      Backuper    // nil: backups are not served
 	Eraser      Eraser      // nil: persons can't be erased by API
 	Maintenance Maintenance // maintenance windows; nil: they are not served

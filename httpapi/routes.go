@@ -343,6 +343,9 @@ func (a *API) routes() error {
 	if a.opts.Rollups != nil {
 		a.uptimeRoutes()
 	}
+	if a.opts.Resources != nil {
+		a.resourceRoutes()
+	}
 	register(a, get(wire.BasePath+"/servers/{id}/history", "get-history", "journal", "Entries of one server, newest first"), accessViewer, a.history)
 	register(a, get(wire.BasePath+"/updates", "list-updates", "journal", "The journal, oldest first"), accessViewer, a.updates)
 	register(a, get(wire.BasePath+"/sync/metrics", "sync-metrics", "service", "Numbers of the fleet"), accessViewer,
