@@ -35,6 +35,21 @@ export function may(role: Whoami["role"]): boolean {
   return me.value !== undefined && ranks[me.value.role] >= ranks[role];
 }
 
+let clockOffset = 0;
+
+/** serverClock is the service's time in ms, as far as it is known: ages are by its clock, not by this machine's. */
+export function serverClock(): number {
+  return Date.now() + clockOffset;
+}
+
+function learnClock(date: string | null) {
+  const t = date ? Date.parse(date) : NaN;
+  if (Number.isNaN(t)) return;
+  // The header has whole seconds: a smaller difference is none.
+  const off = t + 500 - Date.now();
+  clockOffset = Math.abs(off) > 1500 ? off : 0;
+}
+
 export type Query = Record<string, string | number | boolean | string[] | undefined>;
 
 /** apiURL is the address of a call: path has no leading slash, and its parts are encoded (see seg). */
@@ -84,6 +99,7 @@ export async function call<T>(method: string, path: string, o: Options = {}): Pr
     if (o.signal?.aborted) throw e;
     throw new ApiError(0, { code: "unreachable", detail: "The service cannot be reached." });
   }
+  learnClock(r.headers.get("Date"));
   if (r.status === 401 && !o.quiet) signInNeeded.value = true;
   const text = await r.text();
   if (!r.ok) throw new ApiError(r.status, parse(text), Number(r.headers.get("Retry-After")) || 0);
