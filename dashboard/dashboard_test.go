@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"regexp"
 	"strings"
 	"testing"
@@ -239,6 +240,7 @@ func TestBuilt(t *testing.T) {
 			t.Errorf("%s: the first view transfers %d bytes, more than %d", coding, sum, firstView)
 		}
 	}
+	sameContent(t, files)
 	err = fs.WalkDir(files, "assets", func(name string, d fs.DirEntry, err error) error {
 		if err == nil && !d.IsDir() && !compressed(name) && !hashed.MatchString(name) {
 			t.Errorf("%s has no hash of its content in its name", name)
@@ -247,5 +249,33 @@ func TestBuilt(t *testing.T) {
 	})
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// sameContent: what is sent as Brotli is what is sent plainly.
+func sameContent(t *testing.T, files fs.FS) {
+	t.Helper()
+	node, err := exec.LookPath("node")
+	if err != nil {
+		return // it was built elsewhere; .ci/setup fails without
+	}
+	list, err := fs.Glob(files, "assets/*.br")
+	if err != nil || len(list) == 0 {
+		t.Fatalf("no Brotli forms: %v", err)
+	}
+	for _, name := range list {
+		br, err := fs.ReadFile(files, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		plain, err := fs.ReadFile(files, strings.TrimSuffix(name, ".br"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(node, "-e", `const b = []; process.stdin.on("data", (d) => b.push(d)).on("end", () => process.stdout.write(require("zlib").brotliDecompressSync(Buffer.concat(b))))`)
+		cmd.Stdin = bytes.NewReader(br)
+		if out, err := cmd.Output(); err != nil || !bytes.Equal(out, plain) {
+			t.Errorf("%s is another file than what it is the Brotli form of (%v)", name, err)
+		}
 	}
 }

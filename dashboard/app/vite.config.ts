@@ -1,3 +1,5 @@
+import { readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { brotliCompressSync, constants } from "node:zlib";
 import { defineConfig, type Plugin } from "vite";
@@ -10,13 +12,14 @@ function precompressed(): Plugin {
   return {
     name: "precompressed",
     apply: "build",
-    enforce: "post",
-    generateBundle(_options, bundle) {
-      for (const [fileName, out] of Object.entries(bundle)) {
-        const source = out.type === "chunk" ? out.code : out.source;
-        if (!/\.(js|css|svg)$/.test(fileName) || source.length < 512) continue;
-        const params = { [constants.BROTLI_PARAM_QUALITY]: constants.BROTLI_MAX_QUALITY };
-        this.emitFile({ type: "asset", fileName: fileName + ".br", source: brotliCompressSync(Buffer.from(source), { params }) });
+    // Once the files are written: until then other plugins may still change them.
+    async writeBundle(options, bundle) {
+      const params = { [constants.BROTLI_PARAM_QUALITY]: constants.BROTLI_MAX_QUALITY };
+      for (const name of Object.keys(bundle)) {
+        if (!/\.(js|css|svg)$/.test(name)) continue;
+        const path = join(options.dir!, name);
+        const data = await readFile(path);
+        if (data.length >= 512) await writeFile(path + ".br", brotliCompressSync(data, { params }));
       }
     },
   };
