@@ -2,9 +2,10 @@ import { ServiceError, UnreachableError, codeOfStatus, errorOfProblem, invalid }
 import { Subscription, type Connector, type SubscribeOptions, type WebSocketConstructor } from './subscribe.js';
 import { Mirror, type MirrorOptions } from './mirror.js';
 import type {
-  AgentToken, AgentTokens, Availability, Cursor, Discovered, Duration, Environment, EnvironmentSpec, Explain, FilterClause, FilterType,
+  AgentToken, AgentTokens, Availability, Cursor, Discovered, Duration, Environment, EnvironmentSpec, EraseRequest, Erasure, Explain, FilterClause, FilterType,
   Health, Incident, Maintenance, MaintenanceRequest, Metrics, NewAgentToken, OverrideRequest, Page, PinRequest, ProbeReport,
-  ProbeResult, ProbeResults, Probing, Problem, Ready, Reload, Restarting, Server, ServerSpec, State, Status, Sync, Tools,
+  ProbeResult, ProbeResults, Probing, Problem, Ready, Reload, ResourceReport,
+  Restarting, Server, ServerSpec, State, Status, Sync, Timeline, Tools,
   Update, Uptime, UptimePage, Whoami,
 } from './types.js';
 
@@ -208,6 +209,11 @@ export class Client {
     return this.#list(q.server_id === undefined ? '/incidents' : server(q.server_id, '/incidents'), { window: q.window }, o);
   }
 
+  /** How one server's time was spent, as stretches of time. Window: 30d. */
+  timeline(id: string, q: { window?: Duration | undefined } = {}, o?: CallOptions): Promise<Timeline> {
+    return this.#call('GET', server(id, '/timeline'), { window: q.window }, undefined, o);
+  }
+
   /** What one server's probes gave, by steps of time. Window: 24h; step: 1m, or 1h beyond 48h. */
   probes(id: string, q: { window?: Duration | undefined; step?: Duration | undefined } = {}, o?: CallOptions): Promise<ProbeReport> {
     return this.#call('GET', server(id, '/probes'), { window: q.window, step: q.step }, undefined, o);
@@ -250,6 +256,11 @@ export class Client {
   /** One host with its agent. */
   environment(id: string, o?: CallOptions): Promise<Environment> {
     return this.#call('GET', environment(id), {}, undefined, o);
+  }
+
+  /** A host's CPU, memory and disk, as its agent told them, by steps of time. Window: 24h; step: 1m, or 1h beyond 48h. */
+  resources(id: string, q: { window?: Duration | undefined; step?: Duration | undefined } = {}, o?: CallOptions): Promise<ResourceReport> {
+    return this.#call('GET', environment(id, '/resources'), { window: q.window, step: q.step }, undefined, o);
   }
 
   /** Containers that agents list and no server claims. */
@@ -349,6 +360,26 @@ export class Client {
   /** Stops the service and starts it again. Role admin. */
   restart(o?: CallOptions): Promise<Restarting> {
     return this.#call('POST', '/restart', {}, undefined, long(o));
+  }
+
+  /** Has a person's name forgotten: the service stops, erases and starts again, and erasure() says how far it is. Role admin. */
+  erase(what: EraseRequest, o?: CallOptions): Promise<Erasure> {
+    return this.#call('POST', '/erase', {}, what, long(o));
+  }
+
+  /** How far an erasure is. Role admin. */
+  erasure(id: string, o?: CallOptions): Promise<Erasure> {
+    return this.#call('GET', `/erase/${segment('erasure id', id)}`, {}, undefined, o);
+  }
+
+  /** For pages: signs in with a token, by a cookie that scripts can't read. The client itself then needs no token. */
+  signIn(token: string, o?: CallOptions): Promise<Whoami> {
+    return this.#call('POST', '/session', {}, { token }, o);
+  }
+
+  /** For pages: ends what signIn() began. */
+  signOut(o?: CallOptions): Promise<void> {
+    return this.#call('DELETE', '/session', {}, undefined, o);
   }
 
   // --- live

@@ -12,3 +12,8 @@ export type {
   ConnectionPhase, ConnectionState, SubscribeOptions, SubscriptionEvent, WebSocketConstructor, WebSocketLike,
 } from './subscribe.js';
 export type * from './types.js';
+export { StatusSyncService } from './StatusSyncService.js';
+export type {
+  ConnectionTest, EnhancedMCPServer, HeartbeatConfig, MCPServerStatus, StatusCache, StatusSubscription, StatusUpdate, StatusUpdateFilter,
+  SyncMetrics,
+} from './StatusSyncService.js';

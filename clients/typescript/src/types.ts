@@ -548,6 +548,64 @@ export interface ProbeStep extends ProbeNumbers {
   start: Timestamp;
 }
 
+/** What one environment's agent told of its host in a window that ends now. */
+export interface ResourceReport {
+  environment_id: string;
+  window_seconds: number;
+  step_seconds: number;
+  /** How fine the counts are that this was made from. */
+  resolution: Open<'minute' | 'hour'>;
+  /** By time; steps without a report are left out. The first and the last may be partial. */
+  items: ResourceStep[];
+}
+
+/** One step of time. What the agent did not tell is absent. Means are over the reports of the step. */
+export interface ResourceStep {
+  start: Timestamp;
+  /** Mean. */
+  cpu_percent?: number;
+  cpu_max_percent?: number;
+  /** Mean of what is in use. */
+  memory_bytes?: number;
+  memory_max_bytes?: number;
+  /** The newest. */
+  memory_size_bytes?: number;
+  /** Mean of what is used of the main file system. */
+  disk_bytes?: number;
+  disk_max_bytes?: number;
+  /** The newest. */
+  disk_size_bytes?: number;
+}
+
+/** How one server's time was spent in a window that ends now. */
+export interface Timeline {
+  server_id: string;
+  window_seconds: number;
+  from: Timestamp;
+  to: Timestamp;
+  /** By time, without holes; time before the first is unknown. At most 2,000. */
+  items: Stretch[];
+}
+
+/** A part of a timeline. */
+export interface Stretch {
+  begin: Timestamp;
+  /** Absent: it goes on. */
+  end?: Timestamp;
+  /** What the time counts as in the uptime: the availability, or maintenance, or removed. */
+  class: Open<Availability | 'maintenance' | 'removed'>;
+  /** Absent, like health, where it is not known any more. */
+  state?: State;
+  health?: Health;
+  /** Of the status with which it began, like cause and details. */
+  reason?: Reason;
+  cause?: string;
+  /** Only of what is unavailable; untrusted. */
+  details?: string;
+  /** How many stretches, each too short for this window, it stands for; it is then like the worst of them. */
+  merged?: number;
+}
+
 /** What a credential may do. */
 export type Role = 'viewer' | 'operator' | 'admin';
 
@@ -556,9 +614,17 @@ export interface Whoami {
   /** Stands as the actor in what it does. */
   name: string;
   role: Role;
-  /** Absent: never. */
+  /** Of the token, or of the session where that ends before. Absent: never. */
   expires_at?: Timestamp;
+  /** It signed in, and is known by a cookie. */
+  session?: boolean;
   limits: Limits;
+}
+
+/** The body of POST /session. */
+export interface SessionRequest {
+  /** The token that a program would send as a bearer. */
+  token: string;
 }
 
 /** What one credential may use. */
@@ -634,6 +700,74 @@ export interface SyncFailure {
   server_id?: string;
   environment_id?: string;
   detail: string;
+}
+
+/** The body of POST /erase: exactly one of owner and actor is given. */
+export interface EraseRequest {
+  /** Whose servers and environments are to be forgotten. */
+  owner?: string;
+  /** Who set overrides and maintenance windows, and is to be forgotten. */
+  actor?: string;
+  /** Only report what would be done. */
+  dry_run?: boolean;
+}
+
+/** How far an erasure is. It never says who it was. */
+export interface Erasure {
+  /** Ask for it with erasure(): the process remembers its last 10. */
+  id: string;
+  status: 'running' | 'done' | 'failed';
+  dry_run: boolean;
+  started_at: Timestamp;
+  finished_at?: Timestamp;
+  /** Of one that is done. */
+  report?: EraseReport;
+  /** Of one that failed: nothing was changed, unless it says otherwise. */
+  error?: ErasureError;
+}
+
+/** Why an erasure failed. */
+export interface ErasureError {
+  code: Code;
+  detail: string;
+}
+
+/** What an erasure changed, or with dry_run would change. */
+export interface EraseReport {
+  dry_run: boolean;
+  /** Something changed: clients resync. */
+  new_epoch: boolean;
+  /** Entries of the journal that were reduced. */
+  entries: number;
+  /** Pieces of stored evidence that were changed. */
+  records: number;
+  /** Rows of other tables that were changed. */
+  rows: number;
+  /** Servers whose uptime and probes were deleted, and spans of others that were changed. */
+  history_rows: number;
+  /** Agents' tokens that ended with their environments. */
+  tokens: number;
+  /** Stored rows that still hold the name as a word. */
+  mentions: number;
+  /** Managed servers that are gone. */
+  servers_removed: string[];
+  /** Managed environments that are gone. */
+  environments_removed: string[];
+  /** Servers that lost their owner. */
+  servers: string[];
+  /** Environments that lost their owner. */
+  environments: string[];
+  /** Definitions outside the store that name the owner: they bring the name back unless they are edited first. */
+  still_defined: StillDefined[];
+  /** Copies of the store that migrations had made. */
+  files_removed: string[];
+}
+
+/** A definition that names an owner who was erased. */
+export interface StillDefined {
+  server_id?: string;
+  environment_id?: string;
+  origin: Origin;
 }
 
 /** The whole definition of a managed server. What is left out has its default. */
