@@ -135,9 +135,9 @@ test('the wire\'s types are those of the service\'s own description', async (t) 
   const faults = [];
   let compared = 0;
   for (const [name, schema] of Object.entries(components.schemas)) {
-    // The parts of pages are called after what they hold, and a few bodies differ in name.
-    const type = declared.get({ ErrorModel: 'Problem' }[name] ?? name);
-    if (!schema.properties) continue;
+    if (!schema.properties || name === 'Healthz' || name === 'ProbingRequest') continue; // no shapes of this client's surface
+    // Parts of lists are called after what they hold.
+    const type = declared.get(/^Page[A-Z]/.test(name) ? 'Page' : name === 'SyncResult' ? 'Sync' : name);
     if (!type) {
       t.diagnostic(`not in types.ts: ${name}`);
       continue;
@@ -157,12 +157,9 @@ test('the wire\'s types are those of the service\'s own description', async (t) 
       const words = schema.properties[k].enum ?? schema.properties[k].items?.enum;
       const text = checker.typeToString(checker.getNonNullableType(checker.getTypeOfSymbol(p)), undefined, ts.TypeFormatFlags.NoTruncation | ts.TypeFormatFlags.InTypeAlias);
       const base = { string: /string|"/, integer: /number/, number: /number/, boolean: /boolean|true|false/ }[[].concat(schema.properties[k].type).find((x) => x !== 'null')];
-      if (base && !base.test(text) && !/^[A-Z]\w+$/.test(text)) faults.push(`${name}.${k} is ${text} here and ${schema.properties[k].type} there`);
-      for (const w of words ?? []) {
-        const resolved = checker.typeToString(checker.getApparentType(checker.getTypeOfSymbol(p)), undefined, ts.TypeFormatFlags.NoTruncation | ts.TypeFormatFlags.InTypeAlias);
-        const all = wordsOf(checker, checker.getTypeOfSymbol(p));
-        if (all.size && !all.has(w)) faults.push(`${name}.${k} lacks the word ${w} (${resolved})`);
-      }
+      if (base && !base.test(text) && !/^[A-Z]\w*$/.test(text)) faults.push(`${name}.${k} is ${text} here and ${schema.properties[k].type} there`);
+      const all = wordsOf(checker, checker.getTypeOfSymbol(p));
+      for (const w of words ?? []) if (all.size && !all.has(w)) faults.push(`${name}.${k} lacks the word ${w}`);
     }
     for (const k of ours.keys()) if (!theirs.includes(k)) faults.push(`${name} has ${k}, which the service does not`);
   }

@@ -7,6 +7,7 @@ new Client();
 new StatusSyncService(client);
 new StatusSyncService({ baseURL: 'https://status.example.com', token: 'secret-token' });
 new Alone();
+new Client({ WebSocket: globalThis.WebSocket, fetch: globalThis.fetch });
 
 export async function uses(signal: AbortSignal): Promise<void> {
   for await (const s of client.list({ states: ['running'], labels: { team: 'core' } }, { signal })) {
