@@ -16,11 +16,10 @@ export interface MirrorOptions {
   signal?: AbortSignal | undefined;
   /** End with an error where the first connection fails, instead of trying on. */
   mustConnect?: boolean | undefined;
-  /** Kinds to hear of in onEntry beside those about servers' statuses and definitions. */
+  /** Kinds to hear of in onEntry beside those about servers' statuses and definitions, in the environments and of the servers that filter names. */
   kinds?: readonly Kind[] | undefined;
 }
 
-const KINDS: readonly Kind[] = ['status', 'server_added', 'server_changed', 'server_removed'];
 const MAX_SINGLE = 20; // more servers than these are asked for as a list
 
 /**
@@ -48,7 +47,11 @@ export class Mirror {
     this.#ready = new Promise((resolve, reject) => (this.#setReady = { resolve, reject }));
     this.#ready.catch(() => {}); // whoever waits is told; nobody need to
     const { filter, kinds = [] } = o;
-    this.#sub = client.subscribe([{ ...filter, kinds: [...new Set([...KINDS, ...kinds])] }], {
+    // Definitions are followed by ids alone: one that changes may leave the selection, or come into it.
+    const ids: FilterClause = {};
+    if (filter?.server_ids) ids.server_ids = filter.server_ids;
+    if (filter?.environment_ids) ids.environment_ids = filter.environment_ids;
+    this.#sub = client.subscribe([{ ...filter, kinds: ['status', 'server_removed'] }, { ...ids, kinds: [...new Set<Kind>(['server_added', 'server_changed', ...kinds])] }], {
       snapshot: true, signal: o.signal, mustConnect: o.mustConnect, onState: o.onState, onError: o.onError,
       onEvent: (ev) => this.#take(ev),
     });
@@ -154,7 +157,7 @@ export class Mirror {
             if (!s) this.#want(id);
             break;
           }
-          if (this.#leaves(e.current_status)) {
+          if (this.#leaves(e.current_status)) { // it came because its status before was selected
             this.#servers.delete(id);
           } else {
             const had = s.status.override;
@@ -201,8 +204,9 @@ export class Mirror {
         for (const s of got) {
           if (!ids.has(s.id)) continue;
           const old = this.#servers.get(s.id);
-          if (!old && (this.#leaves(s.status) || !this.#selects(s))) continue;
-          this.#servers.set(s.id, old && old.status.version > s.status.version ? { ...s, status: old.status } : s);
+          const status = old && old.status.version > s.status.version ? old.status : s.status;
+          if (this.#selects(s) && !this.#leaves(status)) this.#servers.set(s.id, { ...s, status });
+          else if (!this.#servers.delete(s.id)) continue;
           changed.add(s.id);
         }
         failures = 0;

@@ -27,7 +27,11 @@ export interface WebSocketConstructor {
  * A cursor given to another subscription with the same filter continues after the event that has it.
  */
 export type SubscriptionEvent =
-  | { type: 'subscribed'; cursor: Cursor; /** The cursor given is continued without a gap. */ recovered: boolean; /** The service's store is working. */ durable: boolean }
+  /**
+   * The connection is made. recovered: the position that was given is continued without a gap; durable: the service's store is
+   * working. Without a cursor there is no position to go on from yet: a snapshot follows.
+   */
+  | { type: 'subscribed'; cursor: Cursor | undefined; recovered: boolean; durable: boolean }
   | { type: 'snapshot'; items: Server[]; more: boolean }
   | { type: 'snapshot_end'; cursor: Cursor }
   | { type: 'entry'; cursor: Cursor; entry: Update }
@@ -333,7 +337,7 @@ export class Subscription implements AsyncIterable<SubscriptionEvent> {
 
   #taken(ev: SubscriptionEvent): void {
     if (ev.type === 'resync') this.#delivered = undefined;
-    else if (ev.type !== 'snapshot' && !(ev.type === 'subscribed' && (this.#needSnapshot || this.#delivered !== undefined))) this.#delivered = ev.cursor;
+    else if (ev.type !== 'snapshot') this.#delivered = ev.cursor;
   }
 
   #deliver(ev: SubscriptionEvent): void {
@@ -492,14 +496,16 @@ export class Subscription implements AsyncIterable<SubscriptionEvent> {
     this.#lost(link, new Lost(new UnreachableError(this.#c.baseURL, `${text})`), 0, code === 4029 ? 4 : 0));
   }
 
-  /** Lets a connection go: nothing of it counts any more. */
-  #drop(link: Link): void {
+  /** Lets a connection go: nothing of it counts any more. A dead one is not said goodbye to, where that can be left out. */
+  #drop(link: Link, dead = false): void {
     clearTimeout(link.watch);
     clearTimeout(link.again);
     link.ws.onopen = link.ws.onmessage = link.ws.onclose = null;
     link.ws.onerror = () => {}; // the package "ws" throws where nobody listens
     try {
-      link.ws.close(1000);
+      const ws: WebSocketLike & { terminate?: () => void } = link.ws;
+      if (dead && typeof ws.terminate === 'function') ws.terminate(); // the package "ws" would wait 30 s for an answer
+      else ws.close(1000);
     } catch {
       // It never was one.
     }
@@ -558,9 +564,11 @@ export class Subscription implements AsyncIterable<SubscriptionEvent> {
     if (link.pinged) {
       wait = link.pinged + link.within - now;
       if (wait <= 0) {
+        this.#drop(link, true);
         this.#lost(link, new Lost(new UnreachableError(this.#c.baseURL, `no sign of life for ${Math.round((now - link.heard) / 1000)} s`)));
         return;
       }
+      wait = Math.min(wait, after); // it may answer at once, and fall silent again
     } else {
       wait = link.heard + after - now;
       if (wait <= 0) {
@@ -596,7 +604,12 @@ export class Subscription implements AsyncIterable<SubscriptionEvent> {
     if (typeof f !== 'object' || f === null || typeof f.type !== 'string') {
       return this.#lost(link, new Lost(new UnreachableError(this.#c.baseURL, 'the service sent a frame that is not understood')));
     }
-    this.#take(link, f);
+    try {
+      this.#take(link, f);
+    } catch (e) {
+      // A frame without what its type has: as bad as one that is no JSON.
+      if (this.#link === link) this.#lost(link, new Lost(new UnreachableError(this.#c.baseURL, `the service sent a ${f.type} frame that is not understood`, { cause: e })));
+    }
   }
 
   #live(link: Link): void {
@@ -628,7 +641,9 @@ export class Subscription implements AsyncIterable<SubscriptionEvent> {
         this.#watch(link);
         const live = !asked && !this.#needSnapshot;
         if (!live) this.#tell('catching_up');
-        this.#deliver({ type: 'subscribed', cursor: f.cursor, recovered: f.recovered, durable: f.durable });
+        // What is between the position given and the service's is still to be told.
+        const safe = this.#needSnapshot ? undefined : asked ? (f.recovered ? asked : undefined) : f.cursor;
+        this.#deliver({ type: 'subscribed', cursor: safe, recovered: f.recovered, durable: f.durable });
         if (this.#link !== link) return;
         if (live) this.#live(link);
         else if (link.target) this.#askWhere(link);

@@ -300,6 +300,40 @@ test('what the service refuses in a subscription ends it, with its words', async
   assert.throws(() => c.subscribe([], { mode: 'some' }), { code: 'invalid' });
 });
 
+test('frames that make no sense are a lost connection, not a crash', async () => {
+  const p = await proxy(s);
+  for (const nonsense of ['{', '[]', 'null', '7', '{"type":"snapshot"}', '{"type":"snapshot","items":[null]}', '{"type":"bookmark"}', '{"type":"subscribed"}', '{"type":"status_update","cursor":"e1:1","data":{}}']) {
+    const r = record(clientOf(p));
+    await r.live();
+    const live = r.states.length;
+    p.clients.forEach((d) => d.send(nonsense));
+    await until(() => r.states.slice(live).some((x) => x.phase === 'reconnecting'), nonsense);
+    await until(() => r.sub.state.phase === 'live');
+    r.sub.close();
+  }
+  const r = record(clientOf(p));
+  await r.live();
+  p.clients.forEach((d) => d.send('{"type":"a_newer_kind_of_frame","x":1}'));
+  await flip('a');
+  await r.saw((e) => e.type === 'entry');
+  assert.equal(r.states.some((x) => x.phase === 'reconnecting'), false, 'what a newer service says is no fault');
+  r.sub.close();
+});
+
+test('the position that is told is always one to go on from', async () => {
+  const r = record(c, [], { snapshot: true });
+  await r.live();
+  assert.equal(r.events[0].cursor, undefined, 'not before the snapshot');
+  const { cursor } = r.sub;
+  assert.equal(cursor, r.events.at(-1).cursor);
+  r.sub.close();
+  await flip('a', 'b');
+  for await (const ev of c.subscribe([], { cursor })) {
+    assert.deepEqual([ev.type, ev.cursor], ['subscribed', cursor], 'not the service\'s own, up to which all is still to be told');
+    break;
+  }
+});
+
 test('what a callback throws is shown and stops nothing', async (t) => {
   const shown = t.mock.method(console, 'error', () => {});
   const sub = c.subscribe([], { snapshot: true, onEvent() { throw new Error('mine'); } });
@@ -351,6 +385,16 @@ test('a mirror follows: statuses, overrides with their words, definitions, remov
   assert.equal(changes[0], undefined);
   for (const x of await c.list().all()) assert.deepEqual([m.get(x.id).status.state, m.get(x.id).status.version], [x.status.state, x.status.version]);
   m.close();
+
+  const labelled = c.mirror({ filter: { labels: { k: 'v' } } });
+  await labelled.ready();
+  assert.equal(labelled.size, 0);
+  await c.addServer({ id: 'new', environment_id: 'box', probe: { kind: 'none' }, labels: { k: 'v' } });
+  await until(() => labelled.get('new'));
+  await c.setServer('new', { environment_id: 'box', probe: { kind: 'none' }, labels: { k: 'w' } });
+  await until(() => labelled.size === 0, 'what is labelled otherwise leaves');
+  await c.removeServer('new');
+  labelled.close();
 
   const unhealthy = c.mirror({ filter: { healths: ['unhealthy'] } });
   await unhealthy.ready();

@@ -47,6 +47,9 @@ function told(ev: SubscriptionEvent): Update | undefined {
       ev.reason === 'gap';
       return undefined;
     case 'subscribed':
+      // @ts-expect-error where a snapshot follows there is no position yet
+      ev.cursor.length;
+      return undefined;
     case 'snapshot_end':
     case 'bookmark':
       ev.cursor.length;
