@@ -17,9 +17,12 @@ import (
 	"github.com/chromedp/cdproto/audits"
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/heapprofiler"
 	"github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/memory"
 	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/cdproto/tracing"
 	"github.com/chromedp/chromedp"
 
 	"github.com/agentopia/statussync/dashboard"
@@ -37,6 +40,80 @@ type tab struct {
 	mu      sync.Mutex
 	faults  []string // exceptions, console errors and warnings, violations of the policy
 	network []string // requests that failed: expected where the service is down or refuses
+
+	trace  []traceEvent  // of the one trace that a test may take
+	traced chan struct{} // closed when it is complete
+}
+
+// traceEvent is what is of interest in an event of Chromium's trace.
+type traceEvent struct {
+	Name, Ph string
+	Pid, Tid int64
+	Dur      float64 // in µs
+	Args     struct{ Name string }
+}
+
+// keep says which events of a trace are kept: tasks that are long, and the names of threads.
+func (e *traceEvent) keep() bool {
+	return e.Ph == "M" && e.Name == "thread_name" || e.Ph == "X" && e.Dur > 20_000 && strings.HasSuffix(e.Name, "RunTask")
+}
+
+// tasks traces Chromium for a time and returns how long the page's main thread was in each task of more than 20 ms.
+func (b *tab) tasks(d time.Duration) (long []time.Duration) {
+	b.t.Helper()
+	b.do(call(tracing.Start, tracing.StartParams{TraceConfig: &tracing.TraceConfig{
+		RecordMode: tracing.TraceConfigRecordModeRecordUntilFull, TraceBufferSizeInKb: 1 << 19,
+		IncludedCategories: []string{"toplevel", "disabled-by-default-devtools.timeline"}, ExcludedCategories: []string{"*"},
+	}}))
+	pause(context.Background(), d)
+	b.do(call(tracing.End, cdp.Empty{}))
+	select {
+	case <-b.traced:
+	case <-time.After(2 * browserWait):
+		b.t.Fatal("the trace did not come to its end")
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	main := map[[2]int64]bool{}
+	for _, e := range b.trace {
+		if e.Ph == "M" && e.Args.Name == "CrRendererMain" {
+			main[[2]int64{e.Pid, e.Tid}] = true
+		}
+	}
+	if len(main) == 0 {
+		b.t.Fatal("the trace has no main thread of a page")
+	}
+	for _, e := range b.trace {
+		if e.Ph == "X" && main[[2]int64{e.Pid, e.Tid}] {
+			long = append(long, time.Duration(e.Dur*float64(time.Microsecond)))
+		}
+	}
+	return long
+}
+
+// memory is what the page's scripts hold, in bytes, and how many nodes there are, once what is not needed was collected.
+func (b *tab) memory() (heap, nodes float64) {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, browserWait)
+	defer cancel()
+	_, err := chromedp.Run(ctx, func(ctx context.Context, t *chromedp.Target) (chromedp.Void, error) {
+		for range 2 {
+			if _, err := cdp.Call(ctx, t, heapprofiler.CollectGarbage, cdp.Empty{}); err != nil {
+				return chromedp.Void{}, err
+			}
+		}
+		h, err := cdp.Call(ctx, t, runtime.GetHeapUsage, cdp.Empty{})
+		if err != nil {
+			return chromedp.Void{}, err
+		}
+		d, err := cdp.Call(ctx, t, memory.GetDOMCounters, cdp.Empty{})
+		heap, nodes = h.UsedSize+h.BackingStorageSize, float64(d.Nodes)
+		return chromedp.Void{}, err
+	})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return heap, nodes
 }
 
 // newTab starts a browser for a test; it ends with it. What the page does wrong, by the browser's own word, fails the test.
@@ -52,7 +129,7 @@ func newTab(t testing.TB, base string, width, height int) *tab {
 		chromedp.UserDataDir(t.TempDir()), chromedp.WindowSize(width, height), chromedp.Env("LANG=en_US.UTF-8", "TZ=UTC"),
 	}
 	alloc, endAlloc := chromedp.NewExecAllocator(context.Background(), opts...)
-	b := &tab{t: t, base: base}
+	b := &tab{t: t, base: base, traced: make(chan struct{})}
 	ctx, endTab := chromedp.NewContext(alloc, chromedp.WithListener(b.listen))
 	b.ctx = ctx
 	t.Cleanup(func() {
@@ -138,6 +215,15 @@ func (b *tab) listen(ev any) {
 		case e.Entry.Level == log.EntryLevelError || e.Entry.Level == log.EntryLevelWarning:
 			b.faults = append(b.faults, line)
 		}
+	case *tracing.EventDataCollected:
+		for _, raw := range e.Value {
+			var v traceEvent
+			if json.Unmarshal(raw, &v) == nil && v.keep() {
+				b.trace = append(b.trace, v)
+			}
+		}
+	case *tracing.EventTracingComplete:
+		close(b.traced)
 	case *audits.EventIssueAdded:
 		if d := e.Issue.Details; d != nil && d.ContentSecurityPolicyIssueDetails != nil {
 			c := d.ContentSecurityPolicyIssueDetails

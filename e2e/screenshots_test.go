@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -306,5 +307,42 @@ func (m *many) beatAll() {
 	m.s.t.Helper()
 	for e := range m.envs {
 		m.s.postHeartbeat(agentTokenOf(e), heartbeat(m.containers[e]...))
+	}
+}
+
+// change lets so many servers a second change, told by events of their agents, until ctx ends.
+func (m *many) change(ctx context.Context, perSecond int) {
+	const every = 100 * time.Millisecond
+	r := rand.New(rand.NewPCG(3, 4))
+	sick := map[string]bool{}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		e := r.IntN(m.envs)
+		first := r.IntN(m.perEnv)
+		var changed list
+		for i := range perSecond / int(time.Second/every) {
+			name := m.containers[e][(first+i)%m.perEnv]["names"].(list)[0].(string)
+			sick[name] = !sick[name]
+			text := "Up 3 days (healthy)"
+			if sick[name] {
+				text = "Up 3 days (unhealthy)"
+			}
+			changed = append(changed, container(name, "running", text))
+		}
+		b, err := json.Marshal(obj{"event": true, "tool_statuses": changed})
+		if err != nil {
+			panic(err)
+		}
+		code, answer, err := m.s.tryRequest("POST", "/heartbeat", b, "Authorization", "Bearer "+agentTokenOf(e))
+		if (err != nil || code != 204) && ctx.Err() == nil {
+			m.s.t.Errorf("an event: %d %s %v", code, answer, err)
+			return
+		}
 	}
 }

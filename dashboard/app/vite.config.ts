@@ -44,6 +44,7 @@ export default defineConfig({
     modulePreload: { polyfill: false },
     cssCodeSplit: true,
     sourcemap: false,
+    rolldownOptions: { checks: { pluginTimings: false } }, // compressing takes longer than building, which is no news
   },
   server: {
     host: "127.0.0.1",
