@@ -161,7 +161,9 @@ export class StatusSyncService {
       onError: (e) => {
         const was = this.#running;
         this.#running = false;
-        if (was) console.error('StatusSyncService: the service refused for good:', e);
+        if (!was) return; // start() tells it
+        this.#mirror = undefined; // start() may be called again
+        console.error('StatusSyncService: the service refused for good:', e);
       },
     });
     this.#mirror = mirror;
@@ -231,6 +233,7 @@ export class StatusSyncService {
         state: status.state, health: status.health, ...(note ? { note } : {}), ...(options.expiresIn ? { expires_in: options.expiresIn } : {}),
       });
       if (!live) {
+        if (this.#mirror) return; // they are told when it is connected again
         this.#notify({
           serverId, previousStatus: toStatus(previous!), currentStatus: toStatus(now), timestamp: new Date(), source: 'manual',
           details: 'Manual status override',

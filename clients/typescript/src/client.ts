@@ -25,7 +25,7 @@ export interface ClientOptions {
   fetch?: typeof globalThis.fetch | undefined;
   /** Carries subscriptions; absent: the global one. Node 20 has none: hand in that of the package "ws". */
   WebSocket?: WebSocketConstructor | undefined;
-  /** Ends a call that has no answer, in ms (30,000; calls that probe, sync or reload: 120,000 at least). */
+  /** Ends a call that has no answer, in ms (30,000; calls that probe, sync or reload: 120,000 at least). Infinity: never. */
   timeoutMs?: number | undefined;
 }
 
@@ -81,6 +81,7 @@ export interface List<T, P extends Page<T> = Page<T>> extends AsyncIterable<T> {
 
 const LONG_MS = 120_000;
 const MAX_BODY = 32 << 20;
+const MAX_TIMER_MS = 2 ** 31 - 1; // a timer with more fires at once
 
 /**
  * A client of one service. It holds no connection of its own between calls, and may be shared.
@@ -106,6 +107,7 @@ export class Client {
     this.#fetch = f === globalThis.fetch ? f.bind(globalThis) : f;
     this.#WebSocket = o.WebSocket;
     this.#timeoutMs = o.timeoutMs ?? 30_000;
+    if (!(this.#timeoutMs > 0)) throw invalid('timeoutMs', 'must be greater than 0');
   }
 
   // --- servers
@@ -142,22 +144,22 @@ export class Client {
 
   /** Probes one server now. Role operator. */
   probe(id: string, o?: CallOptions): Promise<ProbeResult> {
-    return this.#call('POST', server(id, '/probe'), {}, undefined, long(o));
+    return this.#call('POST', server(id, '/probe'), {}, undefined, this.#long(o));
   }
 
   /** Probes all servers now. Role operator. */
   probeAll(o?: CallOptions): Promise<ProbeResults> {
-    return this.#call('POST', '/probes', {}, undefined, long(o, 200_000));
+    return this.#call('POST', '/probes', {}, undefined, this.#long(o, 200_000));
   }
 
   /** Reads the registry of one server again, and asks its agent. Role operator. */
   sync(id: string, o?: CallOptions): Promise<Sync> {
-    return this.#call('POST', server(id, '/sync'), {}, undefined, long(o));
+    return this.#call('POST', server(id, '/sync'), {}, undefined, this.#long(o));
   }
 
   /** Reads all registries again, and asks all agents. Role operator. */
   syncAll(o?: CallOptions): Promise<Sync> {
-    return this.#call('POST', '/sync', {}, undefined, long(o));
+    return this.#call('POST', '/sync', {}, undefined, this.#long(o));
   }
 
   /** Defines a managed server. Role admin. */
@@ -228,7 +230,7 @@ export class Client {
 
   /** Reads a server's tools now. Role operator. */
   readTools(id: string, o?: CallOptions): Promise<Tools> {
-    return this.#call('POST', server(id, '/tools'), {}, undefined, long(o));
+    return this.#call('POST', server(id, '/tools'), {}, undefined, this.#long(o));
   }
 
   /** Pins the current tools, or only those with that hash: ServiceError with code conflict where they are others by now. Role operator. */
@@ -349,22 +351,22 @@ export class Client {
 
   /** Starts or stops the monitoring, for everybody. Role admin. */
   setProbing(enabled: boolean, o?: CallOptions): Promise<Probing> {
-    return this.#call('PUT', '/probing', {}, { enabled }, long(o));
+    return this.#call('PUT', '/probing', {}, { enabled }, this.#long(o));
   }
 
   /** Reads the configuration again and puts it in force; a bad one changes nothing. Role admin. */
   reload(o?: CallOptions): Promise<Reload> {
-    return this.#call('POST', '/reload', {}, undefined, long(o));
+    return this.#call('POST', '/reload', {}, undefined, this.#long(o));
   }
 
   /** Stops the service and starts it again. Role admin. */
   restart(o?: CallOptions): Promise<Restarting> {
-    return this.#call('POST', '/restart', {}, undefined, long(o));
+    return this.#call('POST', '/restart', {}, undefined, this.#long(o));
   }
 
   /** Has a person's name forgotten: the service stops, erases and starts again, and erasure() says how far it is. Role admin. */
   erase(what: EraseRequest, o?: CallOptions): Promise<Erasure> {
-    return this.#call('POST', '/erase', {}, what, long(o));
+    return this.#call('POST', '/erase', {}, what, this.#long(o));
   }
 
   /** How far an erasure is. Role admin. */
@@ -413,6 +415,11 @@ export class Client {
 
   // --- calls
 
+  /** For calls that are answered when something long is done. */
+  #long(o: CallOptions = {}, ms = LONG_MS): CallOptions {
+    return { ...o, timeoutMs: o.timeoutMs ?? Math.max(ms, this.#timeoutMs) };
+  }
+
   async #bearer(): Promise<string | undefined> {
     const t = typeof this.#token === 'function' ? await this.#token() : this.#token;
     if (t) checkToken(t);
@@ -430,9 +437,9 @@ export class Client {
     const ending = new AbortController();
     const abort = () => ending.abort();
     signal?.addEventListener('abort', abort, { once: true });
-    const timer = setTimeout(abort, ms);
+    const timer = ms <= MAX_TIMER_MS ? setTimeout(abort, ms) : undefined;
     try {
-      const token = await this.#bearer();
+      const token = await orAborted(this.#bearer(), ending.signal);
       const headers: Record<string, string> = { Accept: 'application/json, application/problem+json' };
       if (token) headers['Authorization'] = `Bearer ${token}`;
       if (method !== 'GET') headers['Content-Type'] = 'application/json'; // also without a body: every writing route wants it
@@ -569,8 +576,13 @@ function query(params: Params): string {
   return s && `?${s}`;
 }
 
-function long(o: CallOptions = {}, ms = LONG_MS): CallOptions {
-  return { ...o, timeoutMs: o.timeoutMs ?? ms };
+/** The promise, unless the signal is first. */
+function orAborted<T>(p: Promise<T>, signal: AbortSignal): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const abort = () => reject(signal.reason);
+    signal.addEventListener('abort', abort, { once: true });
+    p.then(resolve, reject).finally(() => signal.removeEventListener('abort', abort));
+  });
 }
 
 /** Reads a body of at most max bytes; undefined where it is larger. */

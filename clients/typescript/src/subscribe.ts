@@ -109,6 +109,8 @@ export interface Connector {
 }
 
 const HANDSHAKE_MS = 10_000;
+const TOKEN_MS = 30_000; // for a function that gives a token
+const MAX_TIMER_MS = 2 ** 31 - 1; // a timer with more fires at once
 const MAX_CLIENT_FRAME = 64 << 10;
 const MAX_TRACKED = 1 << 20; // servers whose versions are followed; others are delivered unchecked
 
@@ -421,13 +423,17 @@ export class Subscription implements AsyncIterable<SubscriptionEvent> {
     const dialing = new AbortController();
     this.#dialing = dialing;
     if (this.#phase === 'paused') this.#tell('reconnecting');
+    let waiting = true;
+    const answered = (f: () => void) => {
+      clearTimeout(late);
+      if (waiting && !this.#over) f();
+      waiting = false;
+    };
+    const late = setTimeout(() => answered(() => this.#lost(undefined, new Lost(new Error(`there was no token within ${TOKEN_MS / 1000} s`)))), TOKEN_MS);
+    dialing.signal.addEventListener('abort', () => answered(() => {}));
     this.#c.token().then(
-      (token) => {
-        if (!dialing.signal.aborted && !this.#over) this.#dial(token);
-      },
-      (e: unknown) => {
-        if (!dialing.signal.aborted && !this.#over) this.#lost(undefined, new Lost(asError(e)));
-      },
+      (token) => answered(() => this.#dial(token)),
+      (e: unknown) => answered(() => this.#lost(undefined, new Lost(asError(e)))),
     );
   }
 
@@ -527,7 +533,7 @@ export class Subscription implements AsyncIterable<SubscriptionEvent> {
       if (this.#o.mustConnect && !this.#everConnected) return this.#finish(error, false);
       this.#attempt = Math.max(this.#attempt, why.atLeastAttempt);
     }
-    const max = this.#o.backoffMaxMs ?? 30_000;
+    const max = Math.min(this.#o.backoffMaxMs ?? 30_000, MAX_TIMER_MS);
     if (link && Date.now() - link.began > max) this.#attempt = 0; // it lived: whatever ended it is a new affair
     wait = Math.max(wait, backoff(this.#attempt, this.#o.backoffMinMs ?? 250, max));
     this.#attempt++;
@@ -551,13 +557,13 @@ export class Subscription implements AsyncIterable<SubscriptionEvent> {
   }
 
   get #pongWithin(): number {
-    return this.#o.pongWithinMs ?? 10_000;
+    return Math.min(this.#o.pongWithinMs ?? 10_000, MAX_TIMER_MS);
   }
 
   /** Watches for silence: a dead network closes nothing by itself. The service's own pings are not visible here. */
   #watch(link: Link): void {
     clearTimeout(link.watch);
-    const after = this.#o.pingAfterMs ?? 15_000;
+    const after = Math.min(this.#o.pingAfterMs ?? 15_000, MAX_TIMER_MS);
     const now = Date.now();
     if (link.pinged && link.heard >= link.pinged) link.pinged = 0;
     let wait: number;

@@ -78,6 +78,12 @@ test('bad, missing and wrong credentials end a subscription', async () => {
   const failing = record(clientOf(s, { token: () => Promise.reject(new Error('no vault')) }));
   await until(() => failing.states.some((x) => x.phase === 'reconnecting' && x.error.message === 'no vault'), 'a token that can not be had now is asked for again');
   failing.sub.close();
+  const never = clientOf(s, { token: () => new Promise(() => {}) });
+  await assert.rejects(never.whoami({ timeoutMs: 30 }), /no answer within 0.03 s/);
+  const hung = record(never);
+  hung.sub.close();
+  assert.equal(await hung.sub.closed, undefined);
+  assert.equal((await clientOf(s, { token: 'ops-token-1', timeoutMs: Infinity }).whoami()).name, 'ops');
 });
 
 test('a connection too many ends with 4504', async () => {

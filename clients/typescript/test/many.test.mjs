@@ -42,4 +42,9 @@ test('10,000 entries are replayed in order, whole, and bounded', async () => {
     }
     if (latest.size === 500 && [...latest.values()].every((v, i) => v === versions.get([...latest.keys()][i]))) break;
   }
+
+  const m = c.mirror();
+  await m.ready();
+  assert.deepEqual([m.size, m.get('s499').status.version], [500, versions.get('s499')]);
+  m.close();
 });

@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { spawn } from 'node:child_process';
 import { rmSync } from 'node:fs';
 import { before, test } from 'node:test';
 import { ServiceError, UnreachableError, reconnects } from '@statussync/client';
@@ -405,4 +406,18 @@ test('a mirror follows: statuses, overrides with their words, definitions, remov
   await until(() => unhealthy.size === size);
   unhealthy.close();
   await assert.rejects(clientOf({ url: 'http://127.0.0.1:9' }).mirror({ mustConnect: true }).ready(), UnreachableError);
+});
+
+test('the WebSocket that Node has itself does, and the program ends when the subscription does', async () => {
+  const flags = Number(process.versions.node.split('.')[0]) < 22 ? ['--experimental-websocket', '--no-warnings'] : [];
+  const p = spawn(process.execPath, [...flags, '--input-type=module', '-e', `
+    import { Client } from '@statussync/client';
+    for await (const e of new Client({ baseURL: '${s.url}' }).subscribe([], { snapshot: true })) {
+      console.log(e.type);
+      if (e.type === 'snapshot_end') break;
+    }`], { cwd: new URL('..', import.meta.url).pathname, stdio: ['ignore', 'pipe', 'pipe'], timeout: 60_000 });
+  let text = '';
+  for (const out of [p.stdout, p.stderr]) out.on('data', (d) => (text += d));
+  assert.equal(await new Promise((resolve) => p.on('close', resolve)), 0, text);
+  assert.deepEqual(text.trim().split('\n'), ['subscribed', 'snapshot', 'snapshot_end']);
 });
