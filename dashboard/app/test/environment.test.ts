@@ -10,7 +10,7 @@ describe("beatOf", () => {
   it("judges by the limits that were learned, between two answers, too", () => {
     expect(beatOf(env({}), t + 60_000)).toMatchObject({ age: 60, used: 0.25, level: "ok", words: "late in 1 min 30 s" });
     expect(beatOf(env({}), t + 200_000)).toMatchObject({ level: "late", words: "lost in 40 s" });
-    expect(beatOf(env({}), t + 300_000)).toMatchObject({ level: "lost", used: 1, words: "lost" });
+    expect(beatOf(env({}), t + 300_000)).toMatchObject({ level: "lost", used: 1, words: "lost after 4 min" });
     expect(beatOf(env({ agent: "lost" }), t + 1000)!.level).toBe("lost");
   });
   it("says nothing of one that never was", () => {

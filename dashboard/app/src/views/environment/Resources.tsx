@@ -2,7 +2,7 @@ import { useEffect, useMemo, useState } from "preact/hooks";
 import { get, seg, serverClock } from "../../api";
 import { Chart, type Line } from "../shared/Chart";
 import { useLoad } from "../shared/load";
-import { Card, Empty, Loading, Trouble, WindowPicker } from "../shared/parts";
+import { Card, Empty, Loading, Long, Trouble, WindowPicker } from "../shared/parts";
 import { fitting, windowOf, type Window } from "../shared/series";
 import type { ResourceReport } from "../shared/shapes";
 import { partsOf, round, type Part } from "./model";
@@ -51,7 +51,7 @@ function ResourcePart({ p, window, to, report, busy }: { p: Part; window: Window
         {p.of && <p class="d-hint num">{p.of}</p>}
         {p.error && (
           <p class="d-hint d-warn">
-            <bdi>{p.error}</bdi>
+            <Long text={p.error} most={120} />
           </p>
         )}
       </div>

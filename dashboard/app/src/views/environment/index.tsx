@@ -6,7 +6,7 @@ import { agentWords, availabilityWords, moment, plural, why } from "../../format
 import { href, serverHref } from "../../router";
 import { environments, membership, now, revision, servers, silent } from "../../store";
 import { useLoad } from "../shared/load";
-import { Age, Card, Empty, Facts, Loading, Trouble } from "../shared/parts";
+import { Age, Card, Empty, Facts, Loading, Long, Trouble } from "../shared/parts";
 import { beatOf, interval, tallies, worstFirst } from "./model";
 import { DiscoveredCard } from "./Discovered";
 import { Resources } from "./Resources";
@@ -92,7 +92,7 @@ function Head({ e }: { e: Environment }) {
       </div>
       {quiet && (
         <p class="d-error">
-          <bdi>{quiet.details}</bdi>
+          <Long text={quiet.details} />
         </p>
       )}
     </header>

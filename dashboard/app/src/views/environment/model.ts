@@ -28,7 +28,7 @@ export function beatOf(e: Environment, now: number): Beat | undefined {
     age,
     used: lost > 0 ? Math.min(1, age / lost) : 0,
     late: lost > 0 ? Math.min(1, late / lost) : 0,
-    words: level === "lost" ? "lost" : rest,
+    words: level === "lost" && lost > 0 ? `lost after ${interval(lost)}` : rest,
     level,
   };
 }

@@ -3,7 +3,7 @@ import { all, del, may, post, put, seg } from "../../api";
 import { causeWords, clock, ms } from "../../format";
 import { now } from "../../store";
 import { useDoing, useLoad, type Doing } from "../shared/load";
-import { At, Trouble } from "../shared/parts";
+import { At, Long, Trouble } from "../shared/parts";
 import { durations, healthsOf, left, scope, selects } from "./words";
 import type { Maintenance, ProbeResult, Server, State } from "../../types";
 
@@ -75,7 +75,7 @@ function Probed({ r }: { r: ProbeResult }) {
   return (
     <>
       <span class={"d-outcome o-" + r.outcome}>{what}</span> <span class="muted num">{at}</span>
-      {r.outcome !== "success" && r.detail && <bdi class="d-hint">{r.detail}</bdi>}
+      {r.outcome !== "success" && r.detail && <Long class="d-hint" text={r.detail} />}
     </>
   );
 }
@@ -108,7 +108,7 @@ function OverrideNotice({ s, operator }: { s: Server; operator: boolean }) {
         )}
         {o.note && (
           <p class="d-note">
-            <bdi>{o.note}</bdi>
+            <Long text={o.note} />
           </p>
         )}
         <Trouble error={doing.error} what="It was not cleared." />
@@ -173,7 +173,7 @@ function WindowNotice({ w, operator, changed }: { w: Maintenance; operator: bool
         )}
         {w.note && (
           <p class="d-note">
-            <bdi>{w.note}</bdi>
+            <Long text={w.note} />
           </p>
         )}
         <Trouble error={doing.error} what="It was not ended." />

@@ -3,7 +3,7 @@ import { count, duration, ms } from "../../format";
 import { environmentHref } from "../../router";
 import { environments, now } from "../../store";
 import { agentWords } from "../../format";
-import { Age, At, Card, Facts } from "../shared/parts";
+import { Age, At, Card, Facts, Long } from "../shared/parts";
 import { headline } from "./words";
 import type { Server } from "../../types";
 
@@ -50,7 +50,7 @@ export function Head({ s }: { s: Server }) {
       </p>
       {st.last_error && (
         <p class="d-error">
-          <bdi>{st.last_error}</bdi>
+          <Long text={st.last_error} most={400} />
         </p>
       )}
       {s.needs_config && (

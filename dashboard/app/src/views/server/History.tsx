@@ -3,7 +3,7 @@ import { get, seg } from "../../api";
 import { Glyph } from "../../components/Glyph";
 import { connection, onEntry } from "../../store";
 import { useDoing } from "../shared/load";
-import { At, Card, Empty, Loading, Trouble } from "../shared/parts";
+import { At, Card, Empty, Loading, Long, Trouble } from "../shared/parts";
 import { joined, MOST } from "./joined";
 import { entryAvailability, sourceWords } from "./words";
 import type { Page, Update } from "../../types";
@@ -82,7 +82,7 @@ function Entry({ e }: { e: Update }) {
       </span>
       {a ? <Glyph a={a} label /> : <span class="d-dot" aria-hidden="true" />}
       <span class="d-entry">
-        <bdi>{e.details || e.kind.replaceAll("_", " ")}</bdi>
+        <Long text={e.details || e.kind.replaceAll("_", " ")} />
         {st && (
           <code>
             {st.state}, {st.health}

@@ -1,7 +1,7 @@
 import { get, may, post, put, del, seg } from "../../api";
 import { plural } from "../../format";
 import { useDoing, useLoad } from "../shared/load";
-import { Age, At, Card, Empty, Loading, Trouble } from "../shared/parts";
+import { Age, At, Card, Empty, Loading, Long, Trouble } from "../shared/parts";
 import type { Page, ToolDrift, Tools, Update } from "../../types";
 
 /** ToolsCard is what an MCP server lists as its tools, how that changed, and which set is pinned. */
@@ -24,7 +24,7 @@ export function ToolsCard({ id, mcp }: { id: string; mcp: boolean }) {
       {t && !t.hash && <Empty>{t.last_error ? "The list could not be read." : "The list was not read yet."}</Empty>}
       {t?.last_error && (
         <p class="d-error">
-          <bdi>{t.last_error}</bdi>
+          <Long text={t.last_error} />
         </p>
       )}
       {t?.drifted && t.against_pin && (

@@ -2,7 +2,7 @@ import { get, seg } from "../../api";
 import { duration, percent, plural, why } from "../../format";
 import { now } from "../../store";
 import { useLoad } from "../shared/load";
-import { At, Trouble } from "../shared/parts";
+import { At, Long, Trouble } from "../shared/parts";
 import type { Window } from "../shared/series";
 import type { Incident, Page, Uptime } from "../../types";
 
@@ -20,7 +20,7 @@ export function UptimeFigures({ up, busy }: { up?: Uptime; busy: boolean }) {
   return (
     <dl class={"d-figures" + (busy ? " d-busy" : "")}>
       {figure("Uptime", up ? (p === undefined ? "–" : percent(p)) : "…", up && p === undefined ? "no time counts" : "of the time that counts", tone)}
-      {figure("Down", up ? (up.unavailable_seconds ? duration(up.unavailable_seconds) : "0 s") : "…", up?.changing_seconds ? duration(up.changing_seconds) + " changing" : "unavailable")}
+      {figure("Down", up ? (up.unavailable_seconds ? duration(up.unavailable_seconds) : "0 s") : "…", up && up.changing_seconds >= 1 ? duration(up.changing_seconds) + " changing" : "unavailable")}
       {figure("Incidents", up ? String(up.incidents) : "…", "outside maintenance")}
       {figure("MTTR", up ? (up.mttr_seconds === undefined ? "–" : duration(up.mttr_seconds)) : "…", "mean time to repair")}
       {figure("MTBF", up ? (up.mtbf_seconds === undefined ? "–" : duration(up.mtbf_seconds)) : "…", "mean time between failures")}
@@ -56,7 +56,7 @@ export function Incidents({ id, window, version }: { id: string; window: Window;
               <td class="r num">{i.end ? duration(i.duration_seconds) : <Going since={i.begin} />}</td>
               <td>
                 {why({ reason: i.reason ?? "", cause: i.cause })}
-                {i.details && <bdi class="d-hint">{i.details}</bdi>}
+                {i.details && <Long class="d-hint" text={i.details} most={200} />}
               </td>
             </tr>
           ))}

@@ -2,7 +2,7 @@ import { get, seg } from "../../api";
 import { duration, reasonWords } from "../../format";
 import { connection, now } from "../../store";
 import { useLoad } from "../shared/load";
-import { Card, Empty, Loading, Trouble } from "../shared/parts";
+import { Card, Empty, Loading, Long, Trouble } from "../shared/parts";
 import { evidenceAge, evidenceWords, judge, reasoned, ruleName, short, verdict } from "./words";
 import type { Evidence, Explain, Rule } from "../../types";
 
@@ -98,7 +98,7 @@ function EvidenceTable({ list, stale }: { list: readonly Evidence[]; stale: bool
                   <span class="d-hint">{w.from}</span>
                 </th>
                 <td>
-                  <bdi title={short(e.value) === e.value ? undefined : e.value}>{short(e.value)}</bdi>
+                  <Long text={short(e.value)} />
                   {!e.fresh && <span class="d-mark">stale</span>}
                 </td>
                 <td class="r num">

@@ -73,7 +73,7 @@ export function Chart(p: Props) {
         const u = new UPlot(
           {
             ...size(),
-            padding: [8, 4, 0, 0],
+            padding: [8, 14, 0, 0],
             legend: { show: false },
             cursor: { y: false, points: { size: 7 }, drag: { x: false, y: false } },
             scales: {
@@ -88,7 +88,7 @@ export function Chart(p: Props) {
             },
             axes: [
               { stroke: style.color, grid: { show: false }, ticks: grid, font, size: 28, space: 64, values: timeLabels },
-              { stroke: style.color, grid, ticks: { show: false }, font, size: 52, space: 36, values: (_u, v) => v.map((x) => latest.current.axis(x)) },
+              { stroke: style.color, grid, ticks: { show: false }, font, size: 52, space: 32, incrs: steps, values: (_u, v) => v.map((x) => latest.current.axis(x)) },
             ],
             series: [
               {},
@@ -100,7 +100,13 @@ export function Chart(p: Props) {
                 dash: l.dashed ? [4, 3] : undefined,
                 fill: l.kind === "bars" ? wide(0.75, ink(l.ink)) : l.kind === "area" ? wide(0.14, ink(l.ink)) : undefined,
                 paths: l.kind === "bars" ? UPlot.paths.bars!({ size: [0.8, 8] }) : undefined,
-                points: { show: l.kind === "bars" ? false : undefined, size: 4, fill: ink(l.ink), width: 0 },
+                points: {
+                  // Few points make no line that anybody sees.
+                  show: (u: UPlotType, i: number) => l.kind !== "bars" && [...(u.data[i] ?? [])].filter((v) => v !== null && v !== undefined).length < 12,
+                  size: 4,
+                  fill: ink(l.ink),
+                  width: 0,
+                },
               })),
             ],
             hooks: { setCursor: [(u) => setAt(u.cursor.idx ?? null)] },
@@ -263,6 +269,9 @@ function describe(p: Props): string {
 function dataOf(s: Series): [number[], ...(number | null)[][]] {
   return [s.times, ...s.columns];
 }
+
+/** steps of the vertical axis: 1, 2 and 5 with zeros. */
+const steps = Array.from({ length: 30 }, (_, i) => [1, 2, 5][i % 3]! * 10 ** (Math.floor(i / 3) - 1));
 
 const two = (n: number) => String(n).padStart(2, "0");
 const days = ["Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat"];

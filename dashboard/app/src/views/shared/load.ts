@@ -34,6 +34,9 @@ export function useLoad<T>(key: string, load: (signal: AbortSignal) => Promise<T
   const options = useRef(o);
   options.current = o;
 
+  const absent = useRef(false); // what is not there is not asked for again and again
+  absent.current = state.error?.status === 404;
+
   useEffect(() => {
     let abort: AbortController | undefined;
     let timer: ReturnType<typeof setTimeout> | undefined;
@@ -82,7 +85,7 @@ export function useLoad<T>(key: string, load: (signal: AbortSignal) => Promise<T
   useEffect(() => {
     if (!o.every || !live) return;
     const t = setInterval(() => {
-      if (!document.hidden) ask.current.soon();
+      if (!document.hidden && !absent.current) ask.current.soon();
     }, o.every);
     return () => clearInterval(t);
   }, [o.every, live]);

@@ -1,10 +1,10 @@
 // Pieces that the server's and the environment's view are made of.
 import type { ComponentChildren } from "preact";
-import { useId } from "preact/hooks";
+import { useId, useState } from "preact/hooks";
 import type { ApiError } from "../../api";
 import { clock, duration, moment } from "../../format";
 import { now } from "../../store";
-import { windows, type Window } from "./series";
+import { cut, windows, type Window } from "./series";
 
 /** Card is a titled part of a view. */
 export function Card(p: { title: string; aside?: ComponentChildren; busy?: boolean; class?: string; children: ComponentChildren; id?: string }) {
@@ -81,6 +81,25 @@ export function WindowPicker({ value, onChange, label, name }: { value: Window; 
         </label>
       ))}
     </fieldset>
+  );
+}
+
+/** Long is text of others, of which a long one is cut until somebody wants all of it. */
+export function Long({ text, most = 260, class: c }: { text: string; most?: number; class?: string }) {
+  const [all, setAll] = useState(false);
+  const short = cut(text, most);
+  return (
+    <span class={c}>
+      <bdi>{all ? text : short}</bdi>
+      {short !== text && (
+        <>
+          {" "}
+          <button type="button" class="link d-small" aria-expanded={all} onClick={() => setAll(!all)}>
+            {all ? "Less" : "Show all"}
+          </button>
+        </>
+      )}
+    </span>
   );
 }
 

@@ -12,7 +12,7 @@ export interface Window {
 }
 
 export const windows: readonly Window[] = [
-  { id: "1h", words: "1 hour", seconds: 3600, step: "1m" },
+  { id: "1h", words: "hour", seconds: 3600, step: "1m" },
   { id: "24h", words: "24 hours", seconds: 86_400, step: "5m" },
   { id: "7d", words: "7 days", seconds: 7 * 86_400, step: "1h" },
   { id: "30d", words: "30 days", seconds: 30 * 86_400, step: "4h" },
@@ -96,6 +96,13 @@ export function trend(column: readonly (number | null)[]): "rising" | "falling" 
   const noise = 0.1 * Math.max(Math.abs(a), Math.abs(b));
   if (Math.abs(b - a) <= noise) return "steady";
   return b > a ? "rising" : "falling";
+}
+
+/** cut shortens a text to about so many characters; one that is only a little longer stays whole. */
+export function cut(text: string, most: number): string {
+  if (text.length <= most * 1.25) return text;
+  const letters = Array.from(text); // not to halve a character
+  return letters.length <= most * 1.25 ? text : letters.slice(0, most).join("") + "…";
 }
 
 /** when names a moment of a chart: the time of day, with the date where the window is longer than a day. */
