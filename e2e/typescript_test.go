@@ -3,10 +3,12 @@
 package e2e
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // TestTypeScriptClient compiles the client in clients/typescript and runs its tests in Node against the binary.
@@ -32,7 +34,9 @@ func TestTypeScriptClient(t *testing.T) {
 	t.Parallel()
 	run := func(args ...string) {
 		t.Helper()
-		cmd := exec.Command(node, args...)
+		ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute) // each test in there has a limit of its own
+		defer cancel()
+		cmd := exec.CommandContext(ctx, node, args...)
 		cmd.Dir = dir
 		cmd.Env = append(environ(), "STATUSSYNC_BIN="+theBinary(t))
 		if out, err := cmd.CombinedOutput(); err != nil {

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
-import { before, test } from 'node:test';
+import { before } from 'node:test';
 import { ServiceError } from '@statussync/client';
-import { clientOf, container, record, startService, unprobed, until } from './harness.mjs';
+import { clientOf, container, record, startService, test, unprobed, until } from './harness.mjs';
 
 let s;
 const conf = (...more) => ({

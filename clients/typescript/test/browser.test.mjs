@@ -7,8 +7,7 @@ import http from 'node:http';
 import net from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { test } from 'node:test';
-import { container, startService, unprobed, until } from './harness.mjs';
+import { container, startService, test, unprobed, until } from './harness.mjs';
 
 function chromium() {
   for (const name of ['chromium', 'chromium-browser', 'google-chrome']) {

@@ -1,8 +1,8 @@
 import assert from 'node:assert/strict';
 import http from 'node:http';
-import { before, test } from 'node:test';
+import { before } from 'node:test';
 import { Client, ServiceError, UnreachableError } from '@statussync/client';
-import { clientOf, container, sleep, startService, target, unprobed, until } from './harness.mjs';
+import { clientOf, container, sleep, startService, target, test, unprobed, until } from './harness.mjs';
 
 let s, c, health, healthy;
 const token = (name) => `${name}-token-1`;

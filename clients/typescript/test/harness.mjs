@@ -6,12 +6,15 @@ import http from 'node:http';
 import net from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { after } from 'node:test';
+import { after, test as nodeTest } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { WebSocket, WebSocketServer } from 'ws';
 import { Client } from '@statussync/client';
 
 export { WebSocket, sleep };
+
+/** A test that hangs fails, and what it started is ended. */
+export const test = (name, ...rest) => nodeTest(name, { timeout: 180_000, ...(rest.length > 1 ? rest[0] : {}) }, rest.at(-1));
 
 const root = mkdtempSync(join(tmpdir(), 'statussync-ts-'));
 const ends = [];

@@ -1,6 +1,5 @@
 import assert from 'node:assert/strict';
-import { test } from 'node:test';
-import { clientOf, container, startService, unprobed, until } from './harness.mjs';
+import { clientOf, container, startService, test, unprobed, until } from './harness.mjs';
 
 test('10,000 entries are replayed in order, whole, and bounded', async () => {
   const ids = Array.from({ length: 500 }, (_, i) => `s${i}`);

@@ -1,9 +1,9 @@
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { rmSync } from 'node:fs';
-import { before, test } from 'node:test';
+import { before } from 'node:test';
 import { ServiceError, UnreachableError, reconnects } from '@statussync/client';
-import { WebSocket, clientOf, container, proxy, record, sleep, startService, unprobed, until } from './harness.mjs';
+import { clientOf, container, proxy, record, sleep, startService, test, unprobed, until, WebSocket } from './harness.mjs';
 
 const conf = { environments: [{ id: 'box', agent_token: 'agent-token-1' }], servers: ['a', 'b', 'c'].map((id) => unprobed(id)) };
 let s, c, n = 0;

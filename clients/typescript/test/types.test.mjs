@@ -3,10 +3,10 @@ import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { after, before, test } from 'node:test';
+import { after, before } from 'node:test';
 import { pathToFileURL } from 'node:url';
 import ts from 'typescript';
-import { container, startService, target, unprobed, until, clientOf } from './harness.mjs';
+import { clientOf, container, startService, target, test, unprobed, until } from './harness.mjs';
 
 const here = new URL('..', import.meta.url).pathname;
 // Inside the package, so that its own name and "ws" are found as an installed one is.
