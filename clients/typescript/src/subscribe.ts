@@ -56,7 +56,7 @@ export interface ConnectionState {
   since: Date;
   /** When the service was last heard while the subscription was live: what is known was true then. Undefined: never. */
   asOf: Date | undefined;
-  /** How many attempts have failed in a row. */
+  /** How many attempts have failed in a row; 0 while connected. */
   attempt: number;
   /** reconnecting: how long is waited before the next attempt. */
   retryInMs: number | undefined;
@@ -86,8 +86,9 @@ export interface SubscribeOptions {
   mustConnect?: boolean | undefined;
   /**
    * How many events an iterator holds for a reader that is behind (default 10,000). When they are more, the connection
-   * is closed (phase paused) until the reader has taken half of them, and is resumed where it stopped: nothing is lost, and
-   * memory stays bounded. In mode latest, what changed meanwhile is merged by the service.
+   * is closed (phase paused) until the reader has taken half of them, and is resumed where it stopped: memory stays bounded,
+   * and nothing is lost, unless the service's retention passes the position, which is a resync. In mode latest, what changed
+   * meanwhile is merged by the service. A snapshot is always held whole.
    */
   maxBuffer?: number | undefined;
   /** Bounds of the wait before a reconnect, in ms: random between 0 and a cap from min (250), doubling up to max (30,000). */
@@ -196,7 +197,7 @@ export class Subscription implements AsyncIterable<SubscriptionEvent> {
   #delivered: Cursor | undefined; // everything up to here was taken by the reader
   #needSnapshot: boolean;
   #everConnected = false;
-  #attempt = 0;
+  #attempt = 0; // of the backoff: a connection that is lost soon does not begin it anew
   #versions = new Map<string, number>();
   #retry: ReturnType<typeof setTimeout> | undefined;
   #dialing: AbortController | undefined;
@@ -244,8 +245,9 @@ export class Subscription implements AsyncIterable<SubscriptionEvent> {
 
   /** How the connection is doing now. */
   get state(): ConnectionState {
+    const connected = this.#phase === 'live' || this.#phase === 'catching_up';
     return {
-      phase: this.#phase, since: this.#since, asOf: this.#asOf ? new Date(this.#asOf) : undefined, attempt: this.#attempt,
+      phase: this.#phase, since: this.#since, asOf: this.#asOf ? new Date(this.#asOf) : undefined, attempt: connected ? 0 : this.#attempt,
       retryInMs: this.#retryIn, error: this.#error,
     };
   }
@@ -297,14 +299,15 @@ export class Subscription implements AsyncIterable<SubscriptionEvent> {
     if (typeof g.document !== 'undefined' && typeof g.addEventListener === 'function') {
       // Hints only: what they lead to is checked.
       const check = () => this.check();
+      const offline = () => this.#link && this.check();
       const seen = () => g.document.visibilityState === 'visible' && this.check();
       g.addEventListener('online', check);
-      g.addEventListener('offline', check);
+      g.addEventListener('offline', offline);
       g.addEventListener('pageshow', check);
       g.document.addEventListener?.('visibilitychange', seen);
       this.#unhook.push(() => {
         g.removeEventListener('online', check);
-        g.removeEventListener('offline', check);
+        g.removeEventListener('offline', offline);
         g.removeEventListener('pageshow', check);
         g.document.removeEventListener?.('visibilitychange', seen);
       });
@@ -356,7 +359,8 @@ export class Subscription implements AsyncIterable<SubscriptionEvent> {
       return;
     }
     this.#buffer.push(ev);
-    if (this.#buffer.length - this.#head >= this.#maxBuffer && this.#link) {
+    // Each connection must get on by an entry at least; and a snapshot that is cut begins anew, so it is held whole.
+    if ((ev.type === 'entry' || ev.type === 'snapshot_end') && !this.#needSnapshot && this.#buffer.length - this.#head >= this.#maxBuffer && this.#link) {
       this.#drop(this.#link);
       this.#link = undefined;
       this.#retryIn = undefined;

@@ -42,6 +42,17 @@ test('10,000 entries are replayed in order, whole, and bounded', async () => {
     if (latest.size === 500 && [...latest.values()].every((v, i) => v === versions.get([...latest.keys()][i]))) break;
   }
 
+  // The smallest buffer and a slow reader: a snapshot is not begun again and again.
+  let listed = 0;
+  let made = 0;
+  for await (const ev of c.subscribe([], { snapshot: true, maxBuffer: 1 })) {
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    if (ev.type === 'subscribed') made++;
+    if (ev.type === 'snapshot') listed += ev.items.length;
+    if (ev.type === 'snapshot_end') break;
+  }
+  assert.deepEqual([made, listed], [1, 500]);
+
   const m = c.mirror();
   await m.ready();
   assert.deepEqual([m.size, m.get('s499').status.version], [500, versions.get('s499')]);
