@@ -86,15 +86,29 @@ func TestResourceRetention(t *testing.T) {
 // TestResourceSize: a history that is too large gives up its oldest resources, too, but not the newest day.
 func TestResourceSize(t *testing.T) {
 	h := openHistory(t, HistoryOptions{Dir: t.TempDir(), MaxBytes: MinMaxBytes, Now: func() time.Time { return start }})
-	rows := make([]statussync.ResourceRow, 0, 2000)
-	for i := range 180 {
-		rows = rows[:0]
-		for e := range 2000 {
-			rows = append(rows, resourceRow(fmt.Sprint("box-", e), start.Add(time.Duration(i-180)*15*time.Minute), 1<<40))
+	const environments, times = 30, 94 // every half an hour of 47 h
+	rows := make([]statussync.ResourceRow, environments)
+	for i := range times {
+		for e := range rows {
+			rows[e] = resourceRow(fmt.Sprint("box-", e), start.Add(time.Duration(i-times)*30*time.Minute), 1<<40)
 		}
 		if err := h.PutResources(t.Context(), "run", uint64(i+1), rows); err != nil {
 			t.Fatal(err)
 		}
+	}
+	// What takes the rest of the room, with the log at its largest, can't be deleted; 48 KiB are too much.
+	pages, free, err := h.f.pages(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = h.write(t.Context(), "filling", func(w *writer) error {
+		if err := w.exec(`CREATE TABLE ballast (b BLOB)`); err != nil {
+			return err
+		}
+		return w.exec(`INSERT INTO ballast VALUES (zeroblob(?))`, int64(MinMaxBytes)*15/16-(pages-free+h.f.opts.logPages())*pageSize+48<<10)
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 	if large, err := h.f.tooMuch(t.Context()); err != nil || !large {
 		t.Fatalf("the test is too small: %v, %v", large, err)
@@ -105,8 +119,9 @@ func TestResourceSize(t *testing.T) {
 	if large, err := h.f.tooMuch(t.Context()); err != nil || large {
 		t.Errorf("it is still too large: %v, %v", large, err)
 	}
-	if hours := resourcesOf(t, h, "box-7", true); len(hours) < 24 || hours[len(hours)-1] != "-1:4" {
-		t.Errorf("%v", hours)
+	minutes, hours := resourcesOf(t, h, "box-7", false), resourcesOf(t, h, "box-7", true)
+	if len(minutes) == times || len(hours) < 24 || hours[len(hours)-1] != "-1:2" {
+		t.Errorf("%v, %v", minutes, hours)
 	}
 }
 
