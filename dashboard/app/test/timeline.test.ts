@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
-import { at, layout, portion, say, shares, ticks } from "../src/views/server/timeline";
-import type { SpanClass, Stretch } from "../src/views/shared/shapes";
+import { at, layout, portion, say, shares, ticks, type SpanClass } from "../src/views/server/timeline";
+import type { Stretch } from "../src/types";
 
 const t0 = Date.UTC(2026, 2, 1);
 const iso = (s: number) => new Date(t0 + s * 1000).toISOString();

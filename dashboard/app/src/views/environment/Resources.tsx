@@ -4,9 +4,8 @@ import { Chart, type Line } from "../shared/Chart";
 import { useLoad } from "../shared/load";
 import { Card, Empty, Loading, Long, Trouble, WindowPicker } from "../shared/parts";
 import { fitting, windowOf, type Window } from "../shared/series";
-import type { ResourceReport } from "../shared/shapes";
 import { partsOf, round, type Part } from "./model";
-import type { Environment } from "../../types";
+import type { Environment, ResourceReport } from "../../types";
 
 /** Resources are CPU, memory and disk of a host, now and over time. */
 export function Resources({ id, e, removed = false }: { id: string; e: Environment | undefined; removed?: boolean }) {

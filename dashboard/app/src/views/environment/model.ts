@@ -1,7 +1,6 @@
 // What the environment's view says, as pure functions; tested in test/environment.test.ts.
 import { availabilities, bytes, duration, percent } from "../../format";
-import type { Availability, Environment, Server } from "../../types";
-import type { ResourceReport, ResourceStep } from "../shared/shapes";
+import type { Availability, Environment, ResourceReport, ResourceStep, Server } from "../../types";
 import { toSeries, type Series } from "../shared/series";
 
 /** Beat is how an agent's heartbeat is doing at a moment: its age, where that stands between two limits, and in words. */

@@ -5,8 +5,8 @@ import { now } from "../../store";
 import { useLoad } from "../shared/load";
 import { Empty, Loading, Trouble } from "../shared/parts";
 import { when, type Window } from "../shared/series";
-import type { SpanClass, Timeline } from "../shared/shapes";
-import { at, classWords, layout, portion, say, shares, ticks } from "./timeline";
+import { at, classWords, layout, portion, say, shares, ticks, type SpanClass } from "./timeline";
+import type { Timeline } from "../../types";
 
 const HEIGHT = 36;
 

@@ -1,6 +1,9 @@
 // Where the stretches of a timeline stand. Pure functions, tested in test/timeline.test.ts.
 import { availabilityWords, clock, duration, moment, why } from "../../format";
-import type { SpanClass, Stretch } from "../shared/shapes";
+import type { Availability, Stretch } from "../../types";
+
+/** What a stretch of time counts as in the uptime: the availability, or maintenance, or removed. */
+export type SpanClass = Availability | "maintenance" | "removed";
 
 export const classWords: Record<SpanClass, string> = { ...availabilityWords, maintenance: "Maintenance", removed: "Removed" };
 

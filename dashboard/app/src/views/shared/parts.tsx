@@ -40,6 +40,7 @@ export function Loading({ lines = 3 }: { lines?: number }) {
 /** Trouble says why something could not be read or done, where it happened. */
 export function Trouble({ error, retry, what }: { error?: ApiError; retry?: () => void; what?: string }) {
   if (!error) return null;
+  const faults = error.errors.filter((e) => !error.message.includes(e.message)).slice(0, 5); // the only one is the message
   return (
     <div class="d-trouble" role="alert">
       <span class="d-trouble-sign" aria-hidden="true">
@@ -48,9 +49,9 @@ export function Trouble({ error, retry, what }: { error?: ApiError; retry?: () =
       <div>
         {what && <strong>{what} </strong>}
         <bdi>{error.message}</bdi>
-        {error.errors.length > 0 && (
+        {faults.length > 0 && (
           <ul>
-            {error.errors.slice(0, 5).map((e, i) => (
+            {faults.map((e, i) => (
               <li key={i}>
                 {e.location && <code>{e.location}</code>} <bdi>{e.message}</bdi>
               </li>
