@@ -48,7 +48,7 @@ func TestTypeScriptClient(t *testing.T) {
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no tests in %s: %v", dir, err)
 	}
-	args := []string{"--test", "--test-reporter=spec"}
+	args := []string{"--test", "--test-reporter=spec", "--test-concurrency=2"} // they mostly wait
 	for _, f := range files {
 		args = append(args, "test/"+filepath.Base(f))
 	}
