@@ -31,6 +31,7 @@ export function startHead() {
 let drawn: unknown;
 
 function drawIcon(what: "none" | "ok" | "stale" | number) {
+  if (typeof what === "number") what = Math.min(what, 100); // all that are more look alike
   if (what === drawn) return;
   drawn = what;
   const size = 64;

@@ -95,6 +95,10 @@ export function stop() {
   subscription = undefined;
   queue = [];
   incoming = undefined;
+  untold = [];
+  uncounted = false;
+  clearTimeout(summing);
+  summing = undefined;
   clearTimeout(polling);
 }
 
@@ -192,6 +196,7 @@ function apply(events: readonly SubscriptionEvent[]) {
   const entries: Update[] = [];
   const reread = new Set<string>();
   let moved = false;
+  let whole = false;
   for (const ev of events) {
     switch (ev.type) {
       case "subscribed":
@@ -207,7 +212,7 @@ function apply(events: readonly SubscriptionEvent[]) {
       case "snapshot_end":
         replace(incoming ?? new Map());
         incoming = undefined;
-        changed = true;
+        whole = changed = true;
         void recent(ev.cursor);
         break;
       case "entry": {
@@ -234,17 +239,46 @@ function apply(events: readonly SubscriptionEvent[]) {
     }
   }
   if (moved) reorder();
-  if (changed) {
-    counts.value = countsOf(all_());
-    revision.value++;
-  }
+  if (changed) uncounted = true;
   if (entries.length) {
     hearSilence(entries);
-    feed.value = told(feed.value, entries);
+    untold.push(...entries);
     if (entries.some((e) => e.kind.startsWith("environment_"))) pollSoon();
     for (const e of entries) for (const f of listeners) f(e);
   }
   if (reread.size) read(reread);
+  if (uncounted || untold.length) sumUpSoon(moved || whole);
+}
+
+/** How far what is made of the whole fleet (counts, lists, the feed) may be behind the tiles while much changes, in ms. */
+const SUM_EVERY = 250;
+let uncounted = false; // servers have changed since they were counted
+let untold: Update[] = []; // entries that are not in the feed yet
+let summing: ReturnType<typeof setTimeout> | undefined;
+let summed = -Infinity; // performance.now() of the last time
+
+/** sumUpSoon does it now, unless it was just done; now in any case where servers came or went. */
+function sumUpSoon(now: boolean) {
+  const wait = summed + SUM_EVERY - performance.now();
+  if (now || wait <= 0) sumUp();
+  // In a task of its own: a frame is not held up by all of it at once.
+  else summing ??= setTimeout(sumUp, wait);
+}
+
+function sumUp() {
+  clearTimeout(summing);
+  summing = undefined;
+  summed = performance.now();
+  const entries = untold;
+  untold = [];
+  batch(() => {
+    if (uncounted) {
+      uncounted = false;
+      counts.value = countsOf(all_());
+      revision.value++;
+    }
+    if (entries.length) feed.value = told(feed.value, entries);
+  });
 }
 
 function* all_(): Iterable<Server> {
