@@ -83,10 +83,12 @@ function Head({ e }: { e: Environment }) {
         </h1>
         <span class="d-env muted">environment</span>
       </div>
-      <div class="d-verdict" role="status">
+      <div class="d-verdict">
         <span class={"d-agent-sign g-" + e.agent} aria-hidden="true" />
         <p>
-          <strong class="d-what">{words(e)}</strong>
+          <strong class="d-what" role="status">
+            {words(e)}
+          </strong>
           <Beat e={e} />
         </p>
       </div>

@@ -2,7 +2,7 @@ import { Component } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { glyphs } from "../../components/Glyph";
 import { change, tally, type Line } from "../../core/feed";
-import { availabilities, availabilityWords, clock, count, moment, plural, reasonWords, why } from "../../format";
+import { availabilities, availabilityWords, clock, count, moment, plural } from "../../format";
 import { environmentHref, serverHref } from "../../router";
 import { environments, feed, servers } from "../../store";
 import type { Availability, Update } from "../../types";
@@ -29,7 +29,7 @@ export function Feed({ few }: { few: boolean }) {
     >
       <h2 class="card-title" id="feed-title">
         What happened
-        {waiting > 0 && <span class="feed-waiting">{waiting} new</span>}
+        {waiting > 0 && <span class="badge-new">{count(waiting)} new</span>}
       </h2>
       {list.length === 0 ? (
         <p class="feed-none muted">Nothing yet. Changes appear here as they happen.</p>
@@ -171,12 +171,10 @@ function status(e: Update): { tone: Availability; words: string } {
   const c = change(e);
   const cur = e.current_status!;
   const to = c?.to ?? "unknown";
-  const person = cur.marks.includes("override") && e.changes?.includes("marks");
   let words = availabilityWords[to].toLowerCase();
-  if (cur.reason !== "ok") words += " · " + (cur.reason === "override" ? "" : why(cur));
-  if (person) words = availabilityWords[to].toLowerCase() + " · " + reasonWords("override");
-  if (c && c.from === c.to && cur.reason === "ok" && e.changes?.includes("marks")) words = "still " + words;
-  return { tone: to, words: words.replace(/ · $/, "") };
+  if (c && c.from === c.to) words = "still " + words;
+  if (cur.marks.includes("override") && e.changes?.includes("marks")) words = availabilityWords[to].toLowerCase() + ", set by a person";
+  return { tone: to, words };
 }
 
 function members(l: Line): string {

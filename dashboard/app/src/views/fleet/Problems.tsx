@@ -2,9 +2,9 @@ import { useState } from "preact/hooks";
 import { Glyph } from "../../components/Glyph";
 import { Since } from "../../components/Since";
 import type { Problem } from "../../core/problems";
-import { availabilityOf, count, plural, reasonWords, why } from "../../format";
+import { at, availabilityOf, count, plural, reasonWords, why } from "../../format";
 import { environmentHref, href, serverHref } from "../../router";
-import { environments } from "../../store";
+import { environments, now, servers } from "../../store";
 import type { Server } from "../../types";
 import { problems, setFilter } from "./model";
 
@@ -16,14 +16,23 @@ const MOST = 200;
 export function Problems() {
   const [more, setMore] = useState(false);
   const p = problems.value;
-  if (p.items.length === 0 && p.unknownCount === 0 && p.maintained === 0) return null;
+  const [held, setHeld] = useState<readonly Problem[] | undefined>();
+  if (!held && p.items.length === 0 && p.unknownCount === 0 && p.maintained === 0) return null;
   const room = more ? MOST : p.items.length <= FIRST + 2 ? FIRST + 2 : FIRST;
-  const shown = p.items.slice(0, room);
-  const hidden = p.items.length - shown.length;
+  const items = held ? kept(held, p.items) : p.items;
+  const shown = items.slice(0, room);
+  const hidden = items.length - shown.length;
+  const waiting = held ? p.items.filter((x) => !held.some((h) => h.key === x.key)).length : 0;
   return (
-    <section class="card problems" aria-labelledby="problems-title">
+    <section
+      class="card problems"
+      aria-labelledby="problems-title"
+      onMouseEnter={() => setHeld((h) => h ?? problems.peek().items.slice(0, MOST))}
+      onMouseLeave={() => setHeld(undefined)}
+    >
       <h2 class="card-title" id="problems-title">
         What is wrong
+        {waiting > 0 && <span class="badge-new">{count(waiting)} new</span>}
       </h2>
       <ol class="problem-list">
         {shown.map((x) =>
@@ -77,6 +86,24 @@ export function Problems() {
   );
 }
 
+/**
+ * kept is the list as it was held, each line as it is now: under the pointer nothing moves away. Who is well again stays
+ * until the pointer leaves.
+ */
+function kept(held: readonly Problem[], items: readonly Problem[]): Problem[] {
+  const now = new Map(items.map((x) => [x.key, x]));
+  const out: Problem[] = [];
+  for (const h of held) {
+    const x = now.get(h.key);
+    if (x) out.push(x);
+    else if (h.kind === "server") {
+      const server = servers.get(h.server.id)?.peek();
+      if (server) out.push({ ...h, server });
+    }
+  }
+  return out;
+}
+
 function Row({ s }: { s: Server }) {
   const a = availabilityOf(s.status);
   const st = s.status;
@@ -103,8 +130,18 @@ function Row({ s }: { s: Server }) {
       ) : (
         <span class="problem-env" />
       )}
-      <Since at={st.since} class="problem-since" />
+      <Began at={st.since} />
     </li>
+  );
+}
+
+/** Began is since when, as a time and as a length. */
+function Began({ at: t }: { at: string | undefined }) {
+  return (
+    <span class="problem-since">
+      <Since at={t} class="problem-age" />
+      <span class="problem-at num">{t && "since " + at(t, now.value)}</span>
+    </span>
   );
 }
 
@@ -145,7 +182,7 @@ function Host({ p }: { p: Extract<Problem, { kind: "environment" }> }) {
         </span>
       </span>
       <span class="problem-env" />
-      <Since at={p.since} class="problem-since" />
+      <Began at={p.since} />
     </li>
   );
 }

@@ -5,7 +5,7 @@ import { render } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 import { glyphs } from "../../components/Glyph";
 import { arrange, visible, type Layout } from "../../core/layout";
-import { agentWords, availabilityOf, availabilityWords, plural, since, why } from "../../format";
+import { agentWords, availabilityOf, availabilityWords, count, plural, since, why } from "../../format";
 import { environmentHref, serverHref } from "../../router";
 import { environments, now, servers, silent } from "../../store";
 import type { Server } from "../../types";
@@ -22,8 +22,8 @@ export function TileGrid() {
 }
 
 const SIZES = {
-  names: { width: 148, tile: 30, gap: 6, label: 172, labelMin: 44, groupGap: 16 },
-  compact: { width: 20, tile: 17, gap: 3, label: 148, labelMin: 20, groupGap: 7 },
+  names: { width: 148, tile: 36, gap: 6, label: 172, labelMin: 38, groupGap: 12 },
+  compact: { width: 17, tile: 17, gap: 3, label: 160, labelMin: 20, groupGap: 7 },
 };
 const OVERSCAN = 300; // px above and below the window that are kept
 const NARROW = 640; // px below which labels stand above the tiles
@@ -224,7 +224,8 @@ class Grid {
           sign.textContent = glyphs[av];
           a.setAttribute("aria-label", tileWords(s));
           if (name) name.textContent = s.name;
-          if (marks) marks.textContent = m.map((x) => markSigns[x] ?? "").join("");
+          // Drawn by the style sheet: the label says them in words.
+          if (marks) marks.dataset.marks = m.map((x) => markSigns[x] ?? "").join("");
         }),
       );
       tiles.append(a);
@@ -307,6 +308,7 @@ function Label({ id, total }: { id: string; total: number }) {
   const c = groupCounts.value.get(id);
   const quiet = silent.value.has(id);
   const agent = quiet ? "silent" : e && e.agent !== "ok" && e.agent !== "none" ? agentWords[e.agent] : "";
+  const small = compact.value;
   const bad = quiet || e?.agent === "lost" || e?.agent === "late";
   return (
     <>
@@ -318,15 +320,13 @@ function Label({ id, total }: { id: string; total: number }) {
         </a>
       )}
       <span class="tile-sub">
-        {bad ? <span class="t-unavailable">{agent} · </span> : agent ? agent + " · " : ""}
+        {bad ? <span class="t-unavailable">{agent} · </span> : agent && !small ? agent + " · " : ""}
         {c && c.unavailable > 0 ? (
-          <span class="t-unavailable">
-            {c.unavailable} of {plural(total, "server")} down
-          </span>
+          <span class="t-unavailable">{small ? `${c.unavailable} down` : `${c.unavailable} of ${plural(total, "server")} down`}</span>
         ) : c && c.limited > 0 ? (
-          <span class="t-limited">
-            {c.limited} of {total} limited
-          </span>
+          <span class="t-limited">{small ? `${c.limited} limited` : `${c.limited} of ${total} limited`}</span>
+        ) : small ? (
+          count(total)
         ) : (
           plural(total, "server")
         )}

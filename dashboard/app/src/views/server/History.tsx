@@ -14,6 +14,7 @@ const PAGE = 15;
 export function History({ id }: { id: string }) {
   const [list, setList] = useState<Update[] | undefined>(undefined);
   const [next, setNext] = useState<string | undefined>(undefined);
+  const [again, setAgain] = useState(0);
   const doing = useDoing();
   const live = connection.value.state === "live";
 
@@ -39,7 +40,7 @@ export function History({ id }: { id: string }) {
       clearTimeout(timer);
       end();
     };
-  }, [id, live]);
+  }, [id, live, again]);
 
   async function older() {
     await doing.run(async () => {
@@ -51,7 +52,7 @@ export function History({ id }: { id: string }) {
 
   return (
     <Card title="History" class="d-last">
-      <Trouble error={doing.error} retry={() => void older()} what="The journal cannot be read." />
+      <Trouble error={doing.error} retry={() => setAgain(again + 1)} what="The journal cannot be read." />
       {!list && !doing.error && <Loading lines={5} />}
       {list?.length === 0 && <Empty>The journal has nothing of this server any more.</Empty>}
       {list && list.length > 0 && (

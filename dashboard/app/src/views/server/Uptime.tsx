@@ -10,6 +10,7 @@ import type { Incident, Page, Uptime } from "../../types";
 export function UptimeFigures({ up, busy }: { up?: Uptime; busy: boolean }) {
   const p = up?.availability_percent;
   const tone = p === undefined ? "" : p >= 99.9 ? "good" : p >= 99 ? "fair" : "poor";
+  const none = busy ? "…" : "–";
   const figure = (name: string, value: string, hint: string, tone = "") => (
     <div class={"d-figure " + tone}>
       <dt>{name}</dt>
@@ -19,11 +20,11 @@ export function UptimeFigures({ up, busy }: { up?: Uptime; busy: boolean }) {
   );
   return (
     <dl class={"d-figures" + (busy ? " d-busy" : "")}>
-      {figure("Uptime", up ? (p === undefined ? "–" : percent(p)) : "…", up && p === undefined ? "no time counts" : "of the time that counts", tone)}
-      {figure("Down", up ? (up.unavailable_seconds ? duration(up.unavailable_seconds) : "0 s") : "…", up && up.changing_seconds >= 1 ? duration(up.changing_seconds) + " changing" : "unavailable")}
-      {figure("Incidents", up ? String(up.incidents) : "…", "outside maintenance")}
-      {figure("MTTR", up ? (up.mttr_seconds === undefined ? "–" : duration(up.mttr_seconds)) : "…", "mean time to repair")}
-      {figure("MTBF", up ? (up.mtbf_seconds === undefined ? "–" : duration(up.mtbf_seconds)) : "…", "mean time between failures")}
+      {figure("Uptime", up ? (p === undefined ? "–" : percent(p)) : none, up && p === undefined ? "no time counts" : "of the time that counts", tone)}
+      {figure("Down", up ? (up.unavailable_seconds ? duration(up.unavailable_seconds) : "0 s") : none, up && up.changing_seconds >= 1 ? duration(up.changing_seconds) + " changing" : "unavailable")}
+      {figure("Incidents", up ? String(up.incidents) : none, "outside maintenance")}
+      {figure("MTTR", up ? (up.mttr_seconds === undefined ? "–" : duration(up.mttr_seconds)) : none, "mean time to repair")}
+      {figure("MTBF", up ? (up.mtbf_seconds === undefined ? "–" : duration(up.mtbf_seconds)) : none, "mean time between failures")}
     </dl>
   );
 }
