@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"bytes"
+	"context"
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
@@ -319,6 +320,17 @@ func (a *API) sessionRoutes(registry huma.Registry) {
 	if a.sessions.tokens == nil {
 		return
 	}
+	register(a, huma.Operation{
+		Method: http.MethodGet, Path: wire.PathSession, OperationID: "get-session", Tags: []string{"service"},
+		Summary: "Who asks, if anybody: for pages that want to know whether to ask for a token",
+	}, accessOptional, func(ctx context.Context, _ *empty) (*body[wire.Session], error) {
+		out := wire.Session{}
+		if cred := requestIn(ctx).cred; cred != nil {
+			who := a.whoami(cred)
+			out.Whoami = &who
+		}
+		return &body[wire.Session]{out}, nil
+	})
 	whoami := registry.Schema(reflect.TypeFor[wire.Whoami](), true, "Whoami")
 	a.raw(huma.Operation{
 		Method: http.MethodPost, Path: wire.PathSession, OperationID: "sign-in", Tags: []string{"service"},
@@ -399,11 +411,13 @@ func signInToken(w http.ResponseWriter, r *http.Request) (string, error) {
 }
 
 func (a *API) signOut(w http.ResponseWriter, r *http.Request) {
-	if a.sessions.end(r) {
+	var err error
+	if a.sessions.end(r) { // who has no session can't make the service write
 		a.CheckCredentials()
+		err = a.sessions.save(0)
 	}
 	http.SetCookie(w, a.cookie(r, "", -1))
-	if err := a.sessions.save(0); err != nil {
+	if err != nil {
 		a.fail(w, r, statussync.NewError(statussync.CodeUnavailable, "the session has ended, but that could not be stored: after a restart of the service it may be good again", err))
 		return
 	}

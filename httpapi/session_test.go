@@ -84,6 +84,11 @@ func TestSignIn(t *testing.T) {
 	if a := s.do(t, "", "GET /api/v1/servers", ""); a.status != 401 {
 		t.Errorf("without the cookie: %d", a.status)
 	}
+	for header, want := range map[string]string{cookie: `{"whoami":{"name":"otto"`, "X-None: x": "{}", "Cookie: " + SessionCookie + "=x": "{}"} {
+		if a := s.do(t, "", "GET "+wire.PathSession, "", header); a.status != 200 || !strings.HasPrefix(string(a.body), want) {
+			t.Errorf("who asks with %.12s: %d %s", header, a.status, a.body)
+		}
+	}
 	s.hub.add("a")
 	if a := s.do(t, "", "PUT /api/v1/servers/a/override", `{"state":"error","note":"n"}`, cookie); a.status != 200 {
 		t.Errorf("an override: %d %s", a.status, a.body)

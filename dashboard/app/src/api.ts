@@ -138,8 +138,11 @@ export const getEnvironment = (id: string, signal?: AbortSignal) =>
 
 /** identify asks who the page is. */
 export async function identify(): Promise<void> {
-  me.value = await get<Whoami>("whoami");
-  signInNeeded.value = false;
+  // Who is nobody yet is told so without an error: /whoami would answer 401, and the browser's console would show it.
+  const s = await get<{ whoami?: Whoami }>("session");
+  me.value = s.whoami;
+  signInNeeded.value = !s.whoami;
+  if (!s.whoami) throw new ApiError(401, { code: "unauthorized", detail: "Sign in first." });
 }
 
 /** signIn exchanges a token for a cookie that scripts can't read. */
