@@ -73,7 +73,7 @@ type Timeline struct {
 	Stretches []Stretch
 }
 
-// Stretch is a part of a Timeline.
+// Stretch is a part of a Timeline. It has no Details.
 type Stretch struct {
 	Span
 	End time.Time // zero: it goes on
@@ -83,7 +83,7 @@ type Stretch struct {
 }
 
 // MaxStretches bounds a Timeline.
-const MaxStretches = 2000
+const MaxStretches = 1000
 
 // spanRank orders classes for Worse.
 var spanRank = map[SpanClass]int{

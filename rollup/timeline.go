@@ -34,12 +34,13 @@ func (s *Service) Timeline(ctx context.Context, id string, window time.Duration)
 const timelineCells = statussync.MaxStretches/3 - 10
 
 // Stretches returns the stretches of from ≤ t < to that spans, by Begin, make; those that begin before from are cut. At
-// most MaxStretches: where there would be more, those that are shorter than about 1/650 of the window are merged with
+// most MaxStretches: where there would be more, those that are shorter than about 1/320 of the window are merged with
 // their neighbours in the same part of it.
 func Stretches(spans []statussync.Span, from, to time.Time) []statussync.Stretch {
 	var out []statussync.Stretch
 	for i := range spans {
 		x := statussync.Stretch{Span: spans[i]}
+		x.Details = "" // incidents have them; here they would be most of what is sent
 		if !x.Begin.Before(to) {
 			break
 		}

@@ -63,7 +63,7 @@ type Timeline struct {
 	WindowSeconds float64   `json:"window_seconds"`
 	From          Time      `json:"from"`
 	To            Time      `json:"to"`
-	Items         []Stretch `json:"items" nullable:"false" doc:"By time, without holes; time before the first is unknown. At most 2,000."`
+	Items         []Stretch `json:"items" nullable:"false" doc:"By time, without holes; time before the first is unknown. At most 1,000."`
 }
 
 // Stretch is a part of a timeline.
@@ -73,9 +73,8 @@ type Stretch struct {
 	Class  statussync.SpanClass `json:"class" enum:"unavailable,available,limited,changing,off,unknown,maintenance,removed" doc:"What the time counts as in the uptime: the availability, or maintenance, or removed."`
 	State  statussync.State     `json:"state,omitempty" enum:"running,stopped,starting,stopping,error,unknown" doc:"Absent, like health, where it is not known any more."`
 	Health statussync.Health    `json:"health,omitempty" enum:"healthy,degraded,unhealthy,unknown"`
-	Reason statussync.Reason    `json:"reason,omitempty" doc:"Of the status with which it began, like cause and details."`
+	Reason statussync.Reason    `json:"reason,omitempty" doc:"Of the status with which it began, like cause; incidents have the details."`
 	Cause  string               `json:"cause,omitempty"`
-	Detail string               `json:"details,omitempty" doc:"Only of what is unavailable; untrusted."`
 	Merged int                  `json:"merged,omitzero" doc:"How many stretches, each too short for this window, it stands for; it is then like the worst of them."`
 }
 
@@ -89,7 +88,7 @@ func FromTimeline(t *statussync.Timeline) Timeline {
 		s := &t.Stretches[i]
 		out.Items[i] = Stretch{
 			Begin: Time{s.Begin}, End: Time{s.End}, Class: s.Class, State: s.State, Health: s.Health,
-			Reason: s.Reason, Cause: s.Cause, Detail: s.Details, Merged: s.Merged,
+			Reason: s.Reason, Cause: s.Cause, Merged: s.Merged,
 		}
 	}
 	return out

@@ -583,7 +583,7 @@ export interface Timeline {
   window_seconds: number;
   from: Timestamp;
   to: Timestamp;
-  /** By time, without holes; time before the first is unknown. At most 2,000. */
+  /** By time, without holes; time before the first is unknown. At most 1,000. */
   items: Stretch[];
 }
 
@@ -597,11 +597,9 @@ export interface Stretch {
   /** Absent, like health, where it is not known any more. */
   state?: State;
   health?: Health;
-  /** Of the status with which it began, like cause and details. */
+  /** Of the status with which it began, like cause; incidents have the details. */
   reason?: Reason;
   cause?: string;
-  /** Only of what is unavailable; untrusted. */
-  details?: string;
   /** How many stretches, each too short for this window, it stands for; it is then like the worst of them. */
   merged?: number;
 }

@@ -38,8 +38,8 @@ describe("words for who can't see a chart", () => {
 describe("windows", () => {
   it("make charts of a bounded number of points, in steps that the API takes", () => {
     for (const w of windows) {
-      const m = /^(\d+)([mh])$/.exec(w.step)!;
-      const step = Number(m[1]) * (m[2] === "h" ? 3600 : 60);
+      const m = /^(\d+)([mhd])$/.exec(w.step)!;
+      const step = Number(m[1]) * { m: 60, h: 3600, d: 86_400 }[m[2] as "m" | "h" | "d"];
       expect(w.seconds / step).toBeGreaterThanOrEqual(60);
       expect(w.seconds / step).toBeLessThanOrEqual(300);
       if (w.seconds > 48 * 3600) expect(step % 3600).toBe(0); // beyond 48 h there are only hours

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { at, layout, portion, say, shares, ticks, type SpanClass } from "../src/views/server/timeline";
+import { at, layout, portion, say, shares, sharesOf, ticks, type SpanClass } from "../src/views/server/timeline";
 import type { Stretch } from "../src/types";
 
 const t0 = Date.UTC(2026, 2, 1);
@@ -54,6 +54,10 @@ describe("words", () => {
       { class: "unknown", seconds: 100 },
     ]);
     expect(shares([], t0, t0 + 60_000)).toEqual([{ class: "unknown", seconds: 60 }]);
+  });
+  it("share it by the uptime where stretches were merged", () => {
+    const u = { window_seconds: 100, available_seconds: 80, limited_seconds: 0, unavailable_seconds: 15, changing_seconds: 0, off_seconds: 0, unknown_seconds: 5, maintenance_seconds: 0, incidents: 9 };
+    expect(sharesOf(u).map((x) => x.class + " " + x.seconds)).toEqual(["available 80", "unavailable 15", "unknown 5"]);
   });
   it("say 100 % only of the whole", () => {
     expect(portion(100, 100)).toBe("100 %");

@@ -1,6 +1,6 @@
 import { useMemo } from "preact/hooks";
 import { get, seg } from "../../api";
-import { count, ms, percent } from "../../format";
+import { count, ms, percent, plural } from "../../format";
 import { serverClock } from "../../api";
 import { Chart, type Line } from "../shared/Chart";
 import { useLoad } from "../shared/load";
@@ -33,7 +33,7 @@ export function Latency({ id, window, kind }: { id: string; window: Window; kind
         t &&
         t.count > 0 && (
           <span class="muted num d-small">
-            {count(t.count)} probes, {t.failures ? percent((t.failures / t.count) * 100) + " failed" : "none failed"}
+            {plural(t.count, "probe")}, {t.failures ? percent((t.failures / t.count) * 100) + " failed" : "none failed"}
           </span>
         )
       }

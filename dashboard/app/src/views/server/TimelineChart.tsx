@@ -5,8 +5,8 @@ import { now } from "../../store";
 import { useLoad } from "../shared/load";
 import { Empty, Loading, Trouble } from "../shared/parts";
 import { when, type Window } from "../shared/series";
-import { at, classWords, layout, portion, say, shares, ticks, type SpanClass } from "./timeline";
-import type { Timeline } from "../../types";
+import { at, classWords, layout, portion, say, shares, sharesOf, ticks, type SpanClass } from "./timeline";
+import type { Timeline, Uptime } from "../../types";
 
 const HEIGHT = 36;
 
@@ -23,8 +23,8 @@ const heights: Record<SpanClass, number> = {
 };
 
 /** TimelineChart is how a server's time was spent. The pointer and the arrow keys say what was when. */
-export function TimelineChart({ id, window, version }: { id: string; window: Window; version: number }) {
-  const t = useLoad(id + window.id, (signal) => get<Timeline>(`servers/${seg(id)}/timeline`, { window: window.id }, signal), { on: version, min: 2000, every: 60_000 });
+export function TimelineChart({ id, window, version, up }: { id: string; window: Window; version: number; up?: Uptime }) {
+  const t = useLoad(id + window.id, (signal) => get<Timeline>(`servers/${seg(id)}/timeline`, { window: window.id }, signal), { on: version, min: window.seconds > 86_400 ? 15_000 : 2000, every: 60_000 });
   const box = useRef<HTMLDivElement>(null);
   const [width, setWidth] = useState(0);
   const [here, setHere] = useState<number | null>(null); // ms
@@ -43,7 +43,8 @@ export function TimelineChart({ id, window, version }: { id: string; window: Win
   const pieces = layout(items, from, to, width);
   const shown = here === null ? -2 : at(items, here);
   const current = shown >= 0 ? items[shown] : undefined;
-  const parts = shares(items, from, to);
+  // Stretches that were merged count as the worst of them; the uptime has every one.
+  const parts = up && items.some((s) => s.merged) ? sharesOf(up) : shares(items, from, to);
   const summary = parts.map((p) => `${classWords[p.class].toLowerCase()} for ${duration(p.seconds)}`).join(", ");
 
   function key(e: KeyboardEvent) {
@@ -154,7 +155,6 @@ export function TimelineChart({ id, window, version }: { id: string; window: Win
                           {s.state}, {s.health}
                         </code>
                       )}
-                      {s.details && <bdi class="d-hint">{s.details}</bdi>}
                     </li>
                   );
                 })}

@@ -65,7 +65,7 @@ function Past({ id, version, window, setWindow }: { id: string; version: number;
   const up = useLoad(id + window.id, (signal) => get<Uptime>(`servers/${seg(id)}/uptime`, { window: window.id }, signal), { on: version, min: 3000, every: 60_000 });
   return (
     <Card title="Timeline" busy={up.busy} aside={<WindowPicker value={window} onChange={setWindow} label="How far back" name="window" />}>
-      <TimelineChart id={id} window={window} version={version} />
+      <TimelineChart id={id} window={window} version={version} up={up.data && Math.abs(up.data.window_seconds - window.seconds) < 1 ? up.data : undefined} />
       <Trouble error={up.error} retry={up.reload} what="Uptime cannot be read." />
       <UptimeFigures up={up.data} busy={up.busy} />
       <Incidents id={id} window={window} version={version} />

@@ -1,6 +1,6 @@
 // Where the stretches of a timeline stand. Pure functions, tested in test/timeline.test.ts.
 import { availabilityWords, clock, duration, moment, why } from "../../format";
-import type { Availability, Stretch } from "../../types";
+import type { Availability, Stretch, UptimeNumbers } from "../../types";
 
 /** What a stretch of time counts as in the uptime: the availability, or maintenance, or removed. */
 export type SpanClass = Availability | "maintenance" | "removed";
@@ -82,6 +82,20 @@ export function shares(items: readonly Stretch[], from: number, to: number): { c
   });
   add("unknown", before - from);
   return [...sum].map(([c, seconds]) => ({ class: c, seconds })).sort((a, b) => b.seconds - a.seconds);
+}
+
+/** sharesOf says the same by the uptime, in which time after a removal is unknown. */
+export function sharesOf(u: UptimeNumbers): { class: SpanClass; seconds: number }[] {
+  const list: { class: SpanClass; seconds: number }[] = [
+    { class: "available", seconds: u.available_seconds },
+    { class: "limited", seconds: u.limited_seconds },
+    { class: "unavailable", seconds: u.unavailable_seconds },
+    { class: "changing", seconds: u.changing_seconds },
+    { class: "off", seconds: u.off_seconds },
+    { class: "unknown", seconds: u.unknown_seconds },
+    { class: "maintenance", seconds: u.maintenance_seconds },
+  ];
+  return list.filter((x) => x.seconds > 0).sort((a, b) => b.seconds - a.seconds);
 }
 
 /** portion says a share of the window: "97.3 %", "< 0.1 %". Only the whole is 100 %. */

@@ -16,7 +16,7 @@ export const windows: readonly Window[] = [
   { id: "24h", words: "24 hours", seconds: 86_400, step: "5m" },
   { id: "7d", words: "7 days", seconds: 7 * 86_400, step: "1h" },
   { id: "30d", words: "30 days", seconds: 30 * 86_400, step: "4h" },
-  { id: "90d", words: "90 days", seconds: 90 * 86_400, step: "12h" },
+  { id: "90d", words: "90 days", seconds: 90 * 86_400, step: "1d" },
 ];
 
 export const windowOf = (id: string): Window => windows.find((w) => w.id === id) ?? windows[1]!;
