@@ -2,7 +2,7 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { get, seg } from "../../api";
 import { duration } from "../../format";
 import { now } from "../../store";
-import { useLoad } from "../shared/load";
+import { FOLLOWS, useLoad } from "../shared/load";
 import { Empty, Loading, Trouble } from "../shared/parts";
 import { when, type Window } from "../shared/series";
 import { at, classWords, layout, portion, say, shares, sharesOf, ticks, type SpanClass } from "./timeline";
@@ -24,7 +24,7 @@ const heights: Record<SpanClass, number> = {
 
 /** TimelineChart is how a server's time was spent. The pointer and the arrow keys say what was when. */
 export function TimelineChart({ id, window, version, up }: { id: string; window: Window; version: number; up?: Uptime }) {
-  const t = useLoad(id + window.id, (signal) => get<Timeline>(`servers/${seg(id)}/timeline`, { window: window.id }, signal), { on: version, min: window.seconds > 86_400 ? 15_000 : 2000, every: 60_000 });
+  const t = useLoad(id + window.id, (signal) => get<Timeline>(`servers/${seg(id)}/timeline`, { window: window.id }, signal), { on: version, min: window.seconds > 86_400 ? 15_000 : 2000, after: FOLLOWS, every: 60_000 });
   const box = useRef<HTMLDivElement>(null);
   const [width, setWidth] = useState(0);
   const [here, setHere] = useState<number | null>(null); // ms

@@ -1,7 +1,7 @@
 import { get, seg } from "../../api";
 import { duration, percent, plural, why } from "../../format";
 import { now } from "../../store";
-import { useLoad } from "../shared/load";
+import { FOLLOWS, useLoad } from "../shared/load";
 import { At, Long, Trouble } from "../shared/parts";
 import type { Window } from "../shared/series";
 import type { Incident, Page, Uptime } from "../../types";
@@ -31,7 +31,7 @@ export function UptimeFigures({ up, busy }: { up?: Uptime; busy: boolean }) {
 
 /** Incidents are the newest of a window. */
 export function Incidents({ id, window, version }: { id: string; window: Window; version: number }) {
-  const x = useLoad(id + window.id, (signal) => get<Page<Incident>>(`servers/${seg(id)}/incidents`, { window: window.id, limit: 6 }, signal), { on: version, min: 3000, every: 60_000 });
+  const x = useLoad(id + window.id, (signal) => get<Page<Incident>>(`servers/${seg(id)}/incidents`, { window: window.id, limit: 6 }, signal), { on: version, min: 3000, after: FOLLOWS, every: 60_000 });
   if (x.error) return <Trouble error={x.error} retry={x.reload} what="Incidents cannot be read." />;
   const list = x.data?.items ?? [];
   if (!list.length) return null;

@@ -99,7 +99,7 @@ function EvidenceTable({ list, stale }: { list: readonly Evidence[]; stale: bool
                 </th>
                 <td>
                   <Long text={short(e.value)} />
-                  {!e.fresh && <span class="d-mark">stale</span>}
+                  {!e.fresh && e.asserted_at && <span class="d-mark">stale</span>}
                 </td>
                 <td class="r num">
                   <EvidenceAge e={e} />

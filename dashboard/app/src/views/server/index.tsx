@@ -4,7 +4,7 @@ import { get, getServer, seg } from "../../api";
 import { href } from "../../router";
 import { connection, loaded, serverOf } from "../../store";
 import { Card, Loading, Trouble, WindowPicker } from "../shared/parts";
-import { useLoad } from "../shared/load";
+import { FOLLOWS, useLoad } from "../shared/load";
 import { fitting, windowOf, type Window } from "../shared/series";
 import { Actions } from "./Actions";
 import { About, Head } from "./Head";
@@ -62,7 +62,7 @@ function Crumbs({ name }: { name: string }) {
 
 /** Past is what the server's time was spent with: timeline, figures and incidents of one window. */
 function Past({ id, version, window, setWindow }: { id: string; version: number; window: Window; setWindow: (w: Window) => void }) {
-  const up = useLoad(id + window.id, (signal) => get<Uptime>(`servers/${seg(id)}/uptime`, { window: window.id }, signal), { on: version, min: 3000, every: 60_000 });
+  const up = useLoad(id + window.id, (signal) => get<Uptime>(`servers/${seg(id)}/uptime`, { window: window.id }, signal), { on: version, min: 3000, after: FOLLOWS, every: 60_000 });
   return (
     <Card title="Timeline" busy={up.busy} aside={<WindowPicker value={window} onChange={setWindow} label="How far back" name="window" />}>
       <TimelineChart id={id} window={window} version={version} up={up.data && Math.abs(up.data.window_seconds - window.seconds) < 1 ? up.data : undefined} />
@@ -76,7 +76,12 @@ function Past({ id, version, window, setWindow }: { id: string; version: number;
 /** Missing is what is left of a server that was removed, or that there is none. */
 function Missing({ id, window, setWindow }: { id: string; window: Window; setWindow: (w: Window) => void }) {
   const server = useLoad(id, (signal) => getServer(id, signal));
-  const past = useLoad(id, (signal) => get<Uptime>(`servers/${seg(id)}/uptime`, { window: "90d" }, signal));
+  const [later, setLater] = useState(false);
+  useEffect(() => {
+    const t = setTimeout(() => setLater(true), FOLLOWS);
+    return () => clearTimeout(t);
+  }, []);
+  const past = useLoad(id, (signal) => get<Uptime>(`servers/${seg(id)}/uptime`, { window: "90d" }, signal), { on: later, min: 0 });
   if (!server.data && !server.error) return <div class="page"><Loading lines={6} /></div>;
   if (server.error && server.error.status !== 404) {
     return (
@@ -106,7 +111,7 @@ function Missing({ id, window, setWindow }: { id: string; window: Window; setWin
       </div>
       {was && (
         <div class="d-main">
-          <Past id={id} version={0} window={window} setWindow={setWindow} />
+          <Past id={id} version={later ? 1 : 0} window={window} setWindow={setWindow} />
           <History id={id} />
         </div>
       )}

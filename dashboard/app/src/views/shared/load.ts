@@ -17,6 +17,8 @@ export interface LoadOptions {
   on?: unknown;
   /** default 2000 */
   min?: number;
+  /** and not before so many ms have passed since: what follows the journal is behind it for a moment */
+  after?: number;
   /** asks again after so many ms, while the page is live and seen */
   every?: number;
 }
@@ -41,31 +43,41 @@ export function useLoad<T>(key: string, load: (signal: AbortSignal) => Promise<T
     let abort: AbortController | undefined;
     let timer: ReturnType<typeof setTimeout> | undefined;
     let began = -Infinity;
+    let running = false;
+    let again = false; // something changed while it was asked: once more, when that is answered
+    const soon = () => {
+      if (running) again = true;
+      else timer ??= setTimeout(run, Math.max(options.current.after ?? 0, began + (options.current.min ?? 2000) - performance.now()));
+    };
+    const answered = () => {
+      running = false;
+      if (again) soon();
+      again = false;
+    };
     const run = () => {
       clearTimeout(timer);
       timer = undefined;
       abort?.abort();
       const mine = (abort = new AbortController());
       began = performance.now();
+      running = true;
+      again = false;
       set((s) => ({ ...s, key, busy: true }));
       latest.current(mine.signal).then(
         (data) => {
-          if (!mine.signal.aborted) set({ key, data, busy: false });
+          if (mine.signal.aborted) return;
+          set({ key, data, busy: false });
+          answered();
         },
         (e: unknown) => {
           if (mine.signal.aborted) return;
           const error = e instanceof ApiError ? e : new ApiError(0, { detail: "The answer could not be read." });
           set((s) => ({ key, data: s.data, error, busy: false }));
+          answered();
         },
       );
     };
-    ask.current = {
-      now: run,
-      soon() {
-        if (timer !== undefined) return;
-        timer = setTimeout(run, Math.max(0, began + (options.current.min ?? 2000) - performance.now()));
-      },
-    };
+    ask.current = { now: run, soon };
     run();
     return () => {
       clearTimeout(timer);
@@ -92,6 +104,9 @@ export function useLoad<T>(key: string, load: (signal: AbortSignal) => Promise<T
 
   return { data: state.data, error: state.error, busy: state.busy || state.key !== key, reload: () => ask.current.now() };
 }
+
+/** FOLLOWS is how far, in ms, what the service makes of its journal (spans of uptime) may be behind it. */
+export const FOLLOWS = 1500;
 
 /** Doing is a call that changes something: whether it runs, and why the last one failed. */
 export interface Doing {

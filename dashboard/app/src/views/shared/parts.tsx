@@ -116,13 +116,13 @@ export function Age({ at, suffix = "" }: { at?: string; suffix?: string }) {
   );
 }
 
-/** At is a moment: the time of day, with the date where it was not within the last day. */
+/** At is a moment: the time of day; where it is not of the last day, with the date. */
 export function At({ at }: { at: string }) {
   const t = Date.parse(at);
-  const old = Math.abs(now.peek() - t) > 86_400_000;
+  const days = Math.abs(now.peek() - t) / 86_400_000;
   return (
     <time dateTime={at} title={moment(t)} class="num">
-      {old ? moment(t) : clock(t)}
+      {days <= 1 ? clock(t) : days <= 300 ? moment(t).slice(5, 16) : moment(t)}
     </time>
   );
 }
