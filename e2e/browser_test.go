@@ -3,12 +3,14 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -41,7 +43,7 @@ type tab struct {
 	faults  []string // exceptions, console errors and warnings, violations of the policy
 	network []string // requests that failed: expected where the service is down or refuses
 
-	trace  []traceEvent  // of the one trace that a test may take
+	trace  []traceEvent  // of the newest trace
 	traced chan struct{} // closed when it is complete
 }
 
@@ -50,6 +52,7 @@ type traceEvent struct {
 	Name, Ph string
 	Pid, Tid int64
 	Dur      float64 // in µs
+	Tdur     float64 // of that, on a processor; 0: not measured
 	Args     struct{ Name string }
 }
 
@@ -58,12 +61,19 @@ func (e *traceEvent) keep() bool {
 	return e.Ph == "M" && e.Name == "thread_name" || e.Ph == "X" && e.Dur > 20_000 && strings.HasSuffix(e.Name, "RunTask")
 }
 
-// tasks traces Chromium for a time and returns how long the page's main thread was in each task of more than 20 ms.
-func (b *tab) tasks(d time.Duration) (long []time.Duration) {
+// task is a task of the page's main thread: how long it took, and how much of that it had a processor.
+type task struct{ took, ran time.Duration }
+
+// tasks traces Chromium for a time and returns the tasks of the page's main thread that took more than 20 ms, the longest
+// first.
+func (b *tab) tasks(d time.Duration) (long []task) {
 	b.t.Helper()
+	b.mu.Lock()
+	b.trace, b.traced = nil, make(chan struct{})
+	b.mu.Unlock()
 	b.do(call(tracing.Start, tracing.StartParams{TraceConfig: &tracing.TraceConfig{
 		RecordMode: tracing.TraceConfigRecordModeRecordUntilFull, TraceBufferSizeInKb: 1 << 19,
-		IncludedCategories: []string{"toplevel", "disabled-by-default-devtools.timeline"}, ExcludedCategories: []string{"*"},
+		IncludedCategories: []string{"toplevel"}, ExcludedCategories: []string{"*"},
 	}}))
 	pause(context.Background(), d)
 	b.do(call(tracing.End, cdp.Empty{}))
@@ -85,9 +95,14 @@ func (b *tab) tasks(d time.Duration) (long []time.Duration) {
 	}
 	for _, e := range b.trace {
 		if e.Ph == "X" && main[[2]int64{e.Pid, e.Tid}] {
-			long = append(long, time.Duration(e.Dur*float64(time.Microsecond)))
+			t := task{time.Duration(e.Dur * float64(time.Microsecond)), time.Duration(e.Tdur * float64(time.Microsecond))}
+			if t.ran == 0 {
+				t.ran = t.took
+			}
+			long = append(long, t)
 		}
 	}
+	slices.SortFunc(long, func(a, b task) int { return cmp.Compare(b.took, a.took) })
 	return long
 }
 
@@ -129,7 +144,7 @@ func newTab(t testing.TB, base string, width, height int) *tab {
 		chromedp.UserDataDir(t.TempDir()), chromedp.WindowSize(width, height), chromedp.Env("LANG=en_US.UTF-8", "TZ=UTC"),
 	}
 	alloc, endAlloc := chromedp.NewExecAllocator(context.Background(), opts...)
-	b := &tab{t: t, base: base, traced: make(chan struct{})}
+	b := &tab{t: t, base: base}
 	ctx, endTab := chromedp.NewContext(alloc, chromedp.WithListener(b.listen))
 	b.ctx = ctx
 	t.Cleanup(func() {
@@ -396,7 +411,7 @@ func (b *tab) picture(file string) {
 	}
 }
 
-// press clicks the one visible button, or the like, that is called so.
+// press clicks the first visible button, or the like, that is called so.
 func (b *tab) press(name string) {
 	b.t.Helper()
 	quoted, _ := json.Marshal(name)
@@ -406,7 +421,7 @@ func (b *tab) press(name string) {
 		at, err = tryEvaluate[[]float64](b, `(() => {
 			const found = [...document.querySelectorAll("button, summary, [role=button], a.button, [role=tab]")].filter((e) =>
 				(e.getAttribute("aria-label") ?? e.textContent).trim() === `+string(quoted)+` && !e.disabled && e.checkVisibility());
-			if (found.length !== 1) return [];
+			if (found.length === 0) return [];
 			found[0].scrollIntoView({block: "center"});
 			const r = found[0].getBoundingClientRect();
 			return [r.left + r.width / 2, r.top + r.height / 2];

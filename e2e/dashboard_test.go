@@ -204,7 +204,8 @@ func newest(t testing.TB, s *service, id string, want func(*entryJSON) bool) *en
 	return found
 }
 
-// TestDashboardSignIn signs in with a token, stays signed in over a restart of the service, and signs out.
+// TestDashboardSignIn signs in with a token, acts, stays signed in over a restart of the service, and signs out; all below
+// a base path.
 func TestDashboardSignIn(t *testing.T) {
 	needBrowser(t)
 	const token, viewer = "operator-token-0001", "viewer-token-00001"
@@ -212,20 +213,24 @@ func TestDashboardSignIn(t *testing.T) {
 		"auth": obj{"tokens": list{
 			obj{"name": "olga", "role": "operator", "token": token}, obj{"name": "vera", "role": "viewer", "token": viewer},
 		}},
-		"servers": list{unprobed("weather", "", "")},
+		"servers": list{unprobed("weather", "", "")}, "base_path": "/status",
 	})
 	s.token = token
+	s.base += "/status"
 	s.start()
 	s.ready()
 	b := newTab(t, s.base, 1280, 800)
 	b.open("/servers/weather")
 	b.until("a field for the token", `document.querySelector("#token")`)
 	b.accessible("sign-in")
+	if failed := b.refused(); len(failed) > 0 {
+		t.Errorf("before anybody signs in: %v", failed)
+	}
 	b.sign("wrong-token-00001")
 	b.sees("does not know this token")
 	b.sign(token)
 	b.sees("olga")
-	b.until("the view that was asked for", `location.pathname === "/servers/weather" && !document.querySelector("#token")`)
+	b.until("the view that was asked for", `location.pathname === "/status/servers/weather" && !document.querySelector("#token")`)
 	if got := evaluate[string](b, `document.cookie + JSON.stringify(localStorage) + JSON.stringify(sessionStorage) + location.href`); strings.Contains(got, token) || strings.Contains(got, "statussync_session") {
 		t.Errorf("a script can see a secret: %s", got)
 	}
@@ -384,34 +389,16 @@ func TestDashboardThousands(t *testing.T) {
 	load.Go(func() { m.change(ctx, 100) })
 	defer load.Wait()
 	defer stop()
-	evaluate[int](b, `window.long = []; new PerformanceObserver((l) => { for (const e of l.getEntries()) long.push(Math.round(e.duration)); }).observe({type: "longtask"}); 0`)
-
 	pause(ctx, 30*time.Second) // lists that are bounded fill up
 	heap, nodes := b.memory()
-	evaluate[int](b, "long.length = 0") // collecting took its time
-	var worst time.Duration
 	for minute := range 5 {
-		var over int
-		if minute == 4 {
-			for _, d := range b.tasks(30 * time.Second) {
-				worst = max(worst, d)
-				if d > 100*time.Millisecond {
-					over++
-				}
-			}
-			t.Logf("trace of 30 s: the longest task is %s", worst)
-			if over > 0 && !raceEnabled {
-				t.Errorf("%d tasks of the main thread took more than 100 ms; the longest %s", over, worst)
-			}
-		}
-		pause(ctx, 60*time.Second)
-		tasks := evaluate[[]float64](b, "long.splice(0)")
+		long := b.tasks(time.Minute)
 		h, n := b.memory()
-		evaluate[int](b, "long.length = 0")
-		t.Logf("minute %d: tasks over 50 ms: %v; %.1f MiB, %.0f nodes", minute+1, tasks, h/(1<<20), n)
-		for _, d := range tasks {
-			if d > 100 && !raceEnabled {
-				t.Errorf("a task of the main thread took %.0f ms", d)
+		t.Logf("minute %d: the longest tasks (took, of which on a processor): %v; %.1f MiB, %.0f nodes", minute+1, long[:min(3, len(long))], h/(1<<20), n)
+		for _, l := range long {
+			// On a machine that has more to do than it can, a task waits for others: that is not the page's.
+			if l.took > 100*time.Millisecond && l.ran > 100*time.Millisecond && !raceEnabled {
+				t.Errorf("a task of the main thread took %s, %s of it on a processor", l.took, l.ran)
 			}
 		}
 		if h > heap*1.15+2<<20 || n > nodes*1.2+500 {

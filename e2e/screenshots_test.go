@@ -66,14 +66,15 @@ func TestScreenshots(t *testing.T) {
 		b.until("24 tiles", `document.querySelectorAll(".tile").length === 24`)
 		story(t, s, f)
 		b.until("the story", `document.querySelectorAll(".tile.a-unavailable").length >= 4`)
+		pause(context.Background(), 10*time.Second) // as somebody finds it who was called
 		shoot(b, "fleet")
 		b.media("dark")
 		shoot(b, "dark")
 		b.media("light")
-		b.size(1440, 1400)
+		b.size(1440, 1520)
 		b.open("/servers/search")
 		loaded(b)
-		b.press("7d")
+		evaluate[int](b, `document.querySelectorAll("input[type=radio][value='7d']").forEach((x) => x.click()), 0`)
 		loaded(b)
 		shoot(b, "server")
 		b.size(1440, 1000)
@@ -82,7 +83,8 @@ func TestScreenshots(t *testing.T) {
 		shoot(b, "environment")
 		b.size(390, 844)
 		b.open("/")
-		b.until("the tiles", `document.querySelectorAll(".tile").length > 0`)
+		b.until("what is wrong", `document.querySelector(".problem")`)
+		loaded(b)
 		shoot(b, "phone")
 		b.open("/servers/search")
 		loaded(b)
@@ -190,7 +192,7 @@ func pretend(t *testing.T, data string, f *simulated) {
 		spans = append(spans, well)
 		rate := 4 + r.Float64()*14 // days between incidents
 		if v.ID == "search" {
-			rate = 3
+			rate = 1.4
 		}
 		for at := begin; v.Desired != "stopped"; {
 			at = at.Add(time.Duration(r.ExpFloat64() * rate * 24 * float64(time.Hour)))
@@ -205,7 +207,11 @@ func pretend(t *testing.T, data string, f *simulated) {
 			case 1:
 				bad.Class, bad.Health, bad.Reason, bad.Cause, bad.Details = statussync.SpanLimited, statussync.HealthDegraded, statussync.ReasonProbeSlow, "", ""
 			}
-			at = at.Add(time.Duration((0.1 + r.ExpFloat64()) * float64(25*time.Minute)))
+			lasts := 25 * time.Minute
+			if v.ID == "search" {
+				lasts = 100 * time.Minute
+			}
+			at = at.Add(time.Duration((0.1 + r.ExpFloat64()) * float64(lasts)))
 			again := well
 			again.Begin = at
 			if at.Before(now.Add(-10 * time.Minute)) {
