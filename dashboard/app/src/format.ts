@@ -47,7 +47,7 @@ const reasonTable: Record<string, string> = {
   crashed: "Crashed",
   crash_loop: "Crash loop",
   stopped_unexpectedly: "Stopped unexpectedly",
-  container_unhealthy: "Container says unhealthy",
+  container_unhealthy: "Fails its container's health check",
   container_error: "Container error",
   stuck_starting: "Stuck starting",
   stuck_stopping: "Stuck stopping",
@@ -67,6 +67,14 @@ const causeTable: Record<string, string> = {
   tls: "TLS error",
   reset: "connection reset",
   unreachable: "host unreachable",
+  health_check: "its own health check",
+  too_large: "answer too large",
+  unsupported_version: "unsupported protocol version",
+  method_not_found: "method not found",
+  mcp_error: "MCP error",
+  bad_config: "bad configuration",
+  canceled: "canceled",
+  slow: "slow",
   session_lost: "session lost",
   not_mcp: "not MCP",
   tool_error: "tool call failed",
@@ -81,9 +89,17 @@ export function causeWords(cause: string | undefined): string {
   return Object.hasOwn(causeTable, cause) ? causeTable[cause]! : plain(cause);
 }
 
+/** Causes that add nothing to the words of their reason. */
+const says = new Map<string, readonly string[]>([
+  ["not_mcp", ["not_mcp"]],
+  ["container_unhealthy", ["health_check"]],
+  ["probe_slow", ["slow"]],
+  ["auth_failed", ["http_401", "http_403"]],
+]);
+
 /** why puts reason and cause in one short line. */
 export function why(s: { reason: string; cause?: string }): string {
-  const c = causeWords(s.cause);
+  const c = says.get(s.reason)?.includes(s.cause ?? "") ? "" : causeWords(s.cause);
   return c ? reasonWords(s.reason) + ": " + c : reasonWords(s.reason);
 }
 
@@ -132,6 +148,17 @@ export function moment(at: number | string): string {
     ? ""
     : `${d.getFullYear()}-${pad(d.getMonth() + 1)}-${pad(d.getDate())} ${clock(d.getTime())}`;
 }
+
+/** at is a time as near ones are told: "12:03:41" today, "Nov 22 12:03" before. */
+export function at(time: string | undefined, now: number): string {
+  const d = new Date(time ?? NaN);
+  if (Number.isNaN(d.getTime())) return "";
+  if (d.toDateString() === new Date(now).toDateString()) return clock(d.getTime());
+  const date = `${months[d.getMonth()]} ${d.getDate()}`;
+  return d.getFullYear() === new Date(now).getFullYear() ? `${date} ${pad(d.getHours())}:${pad(d.getMinutes())}` : `${date} ${d.getFullYear()}`;
+}
+
+const months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
 
 /** bytes says an amount of memory: "1.9 GiB". */
 export function bytes(n: number): string {
