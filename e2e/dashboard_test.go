@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -209,12 +210,11 @@ func newest(t testing.TB, s *service, id string, want func(*entryJSON) bool) *en
 func TestDashboardSignIn(t *testing.T) {
 	needBrowser(t)
 	const token, viewer = "operator-token-0001", "viewer-token-00001"
-	s := newService(t, obj{
-		"auth": obj{"tokens": list{
-			obj{"name": "olga", "role": "operator", "token": token}, obj{"name": "vera", "role": "viewer", "token": viewer},
-		}},
-		"servers": list{unprobed("weather", "", "")}, "base_path": "/status",
-	})
+	olga, vera := obj{"name": "olga", "role": "operator", "token": token}, obj{"name": "vera", "role": "viewer", "token": viewer}
+	conf := func(tokens ...any) obj {
+		return obj{"auth": obj{"tokens": tokens}, "servers": list{unprobed("weather", "", "")}, "base_path": "/status"}
+	}
+	s := newService(t, conf(olga, vera))
 	s.token = token
 	s.base += "/status"
 	s.start()
@@ -270,6 +270,16 @@ func TestDashboardSignIn(t *testing.T) {
 	b.sees("by olga")
 	if evaluate[bool](b, `[...document.querySelectorAll("button")].some((x) => /override|maintenance|probe now/i.test(x.textContent))`) {
 		t.Error("a viewer is offered what only operators may do")
+	}
+	// Who is no longer in the configuration sees no more from its reload on.
+	b.refused()
+	s.configure(conf(olga))
+	if err := syscall.Kill(s.pid(), syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	b.until("a field for the token", `document.querySelector("#token")`)
+	if strings.Contains(b.shown(), "weather") {
+		t.Errorf("the server is still shown: %s", b.shown())
 	}
 	b.noViolations()
 	b.refused() // 401 and what failed while the service was down
