@@ -1,9 +1,20 @@
 # syntax=docker/dockerfile:1
+FROM --platform=$BUILDPLATFORM node:22-bookworm-slim AS page
+WORKDIR /src/dashboard/app
+COPY dashboard/app/package.json dashboard/app/package-lock.json ./
+RUN --mount=type=cache,target=/root/.npm npm ci --no-audit --no-fund --ignore-scripts
+COPY clients/typescript /src/clients/typescript
+COPY dashboard/app ./
+RUN npm run build
+
 FROM --platform=$BUILDPLATFORM golang:1.26-bookworm AS build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN --mount=type=cache,target=/go/pkg/mod go mod download
 COPY . .
+# What was built outside may be older than its sources.
+RUN rm -rf dashboard/dist
+COPY --from=page /src/dashboard/dist dashboard/dist
 ARG TARGETOS TARGETARCH VERSION=dev
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
     CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -ldflags "-s -w -X main.version=$VERSION" -o /out/statussync ./cmd/statussync

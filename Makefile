@@ -8,7 +8,7 @@ FUZZ    ?= 60s
 RACE    := $(shell command -v cc >/dev/null 2>&1 && echo -race)
 
 .DEFAULT_GOAL := help
-.PHONY: help run build test test-setup helm-test fuzz bench lint fmt clean
+.PHONY: help run build page screenshots test test-setup helm-test fuzz bench lint fmt clean
 
 help: ## show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,7 +16,10 @@ help: ## show this help
 run: build ## build, then run the live demo: the real service and a simulated fleet (Ctrl-C stops it)
 	@exec ./$(BIN) demo
 
-build: ## build bin/statussync
+page: ## build the dashboard's page with npm, where it is older than its sources
+	@./dashboard/build.sh
+
+build: page ## build bin/statussync, with the page where there is Node.js
 	@mkdir -p bin
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/statussync
 
@@ -44,8 +47,11 @@ fuzz: ## fuzz every decoder, FUZZ (60s) each
 bench: ## run all benchmarks
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
+screenshots: page ## make docs/screenshots anew; needs chromium
+	SCREENSHOTS=$(CURDIR)/docs/screenshots $(GO) test -count 1 -v -timeout 10m -run '^TestScreenshots$$' ./e2e
+
 fmt: ## format all Go files
 	gofmt -w $$(git ls-files '*.go')
 
 clean: ## remove what the build made
-	rm -rf bin
+	rm -rf bin dashboard/dist

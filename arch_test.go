@@ -37,6 +37,7 @@ var rooms = map[string][]string{
 	"recur":           {},
 	"drift":           {},
 	"fleetsim":        {},
+	"dashboard":       {},
 	"mcpconfig":       {},
 	"mcpserver":       {"wire"},
 	"check":           {"mcpconfig", "guard", "probe/mcpprobe"},

@@ -42,11 +42,14 @@ func (c SpanClass) EndsIncident() bool {
 	return false
 }
 
-// Span is the beginning of a stretch of one server's time that counts as Class. It lasts until the server's next one.
+// Span is the beginning of a stretch of one server's time that counts as Class, and in which State and Health stay the
+// same. It lasts until the server's next one.
 type Span struct {
 	ServerID string
 	Begin    time.Time // kept to the millisecond
 	Class    SpanClass
+	State    State // empty, like Health: not known
+	Health   Health
 	Reason   Reason // of the status with which it began, like Cause and Details
 	Cause    string
 	Details  string // only of SpanUnavailable: one sentence for people; untrusted
@@ -57,6 +60,8 @@ type SpanTrack struct {
 	ServerID string
 	Begin    time.Time
 	Class    SpanClass
+	State    State // empty, like Health: not known
+	Health   Health
 }
 
 // SpanCheckpoint is how far stored spans reach: all entries up to Cursor went into them, and At is engine time up to

@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/agentopia/statussync"
+	"github.com/agentopia/statussync/dashboard"
 	"github.com/agentopia/statussync/drift"
 	"github.com/agentopia/statussync/dtma"
 	"github.com/agentopia/statussync/guard"
@@ -131,6 +132,7 @@ type service struct {
 	certs     *certKeeper // nil: without TLS
 	history   *history
 	rollups   *rollup.Service
+	resources *rollup.Resources
 	backups   *backups
 	mcpServer *mcpserver.Server
 	api       *httpapi.API
@@ -208,9 +210,12 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener) (s *
 	if err = s.firstImport(c); err != nil {
 		return nil, err
 	}
+	if s.resources, err = rollup.NewResources(rollup.ResourceOptions{Store: s.history, Logger: log}); err != nil {
+		return nil, err
+	}
 	s.hub, err = hub.New(hub.Options{
 		Journal: s.store, Policy: c.Policy(), Requester: requesters{s.probes, s.asker, s.drift, s.mcp}, Checker: s.probes,
-		Recurrence: recur.Parse, Logger: log,
+		Recurrence: recur.Parse, ReportSinks: []statussync.ReportSink{s.resources}, Logger: log,
 	})
 	if err != nil {
 		return nil, err
@@ -268,13 +273,17 @@ func (s *service) newAPI(c *Config, version string, log *slog.Logger) (*httpapi.
 		return nil, err
 	}
 	opts := httpapi.Options{
-		Hub: s.hub, Auth: s.tokens, Registry: s.registry, Control: s, Syncer: s, Rollups: s.rollups, Maintenance: s.hub, MCP: s.mcpServer, Tools: s.hub, ToolLooker: s.drift, Listen: s.listener.Addr().String(),
+		Hub: s.hub, Auth: s.tokens, Registry: s.registry, Control: s, Syncer: s, Rollups: s.rollups, Resources: s.resources, Maintenance: s.hub, MCP: s.mcpServer, Tools: s.hub, ToolLooker: s.drift, Listen: s.listener.Addr().String(),
 		OpenLoopback: set.OpenLoopback, LegacyViewer: set.LegacyViewer, AllowedHosts: set.AllowedHosts, AllowedOrigins: set.AllowedOrigins,
 		TrustedProxies: set.TrustedProxies, LoginFailuresPerMinute: set.LoginFailuresPerMinute,
 		Version: version, Logger: log.With("component", "httpapi"),
 		ReadyChecks: map[string]func(context.Context) error{"store": s.store.Healthy, "history": s.history.healthy},
 	}
 	s.netOptions(c, &opts)
+	opts.Sessions = sessionsFile{c.Data}
+	if opts.Page, err = dashboard.New(c.BasePath); err != nil {
+		return nil, err
+	}
 	s.backups = newBackups(c.Data, s.storeFiles(), version, log)
 	opts.Backup, opts.Eraser = s.backups, newEraser(s, s.options.erasures)
 	var api *httpapi.API
@@ -383,6 +392,7 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, 
 		start("hangups", ended, s.hangups),
 		start("mcp_config", ended, s.followImports),
 		start("history", ended, s.history.run),
+		start("resources", ended, s.resources.Run),
 		start("rollups", ended, s.rollups.Run), // stops behind the probes, whose last results it stores
 	)
 	if s.certs != nil {
@@ -450,7 +460,7 @@ func (s *service) shutdown(core *part, others []*part, again bool) (err, unclose
 	}
 	for _, p := range others {
 		limit := stopSources
-		if p.name == "rollups" {
+		if p.name == "rollups" || p.name == "resources" {
 			limit = stopRollups
 		}
 		errs = append(errs, p.join(limit))

@@ -174,6 +174,7 @@ func (d *demoOut) header(base, command string, servers, envs int) {
 	d.line(fmt.Sprintf(`%s: the real service, and %d simulated servers on %d hosts with faults that keep coming.
 Times are compressed 30×: a heartbeat every 2 s stands for one a minute, and all limits with it.
 
+  the page      %[4]s/
   the fleet     %[5]s status%[6]s
   why           %[5]s status github --explain%[6]s
   live          %[5]s watch%[6]s

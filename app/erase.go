@@ -175,6 +175,18 @@ func eraseHistory(h *sqlite.HistoryRewriting, x *engine.Eraser, name string, rep
 	if err != nil {
 		return err
 	}
+	err = h.Environments(func(id string) bool {
+		remove := x.Host(id)
+		if remove {
+			report.History++
+		} else if engine.HasName([]byte(id), name) {
+			report.Mentions++
+		}
+		return remove
+	})
+	if err != nil {
+		return err
+	}
 	return h.Spans(func(s *statussync.Span) bool {
 		changed, _ := x.Span(s)
 		if changed {

@@ -32,6 +32,7 @@ func (c *Config) checkRollups(d *decoder) {
 // history is where rollups are kept. Without it the service works: statuses need none of it.
 type history struct {
 	rollup.Store
+	rollup.ResourceStore
 	file *sqlite.History // nil: it could not be opened
 	err  error           // why
 }
@@ -42,9 +43,9 @@ func openHistory(ctx context.Context, c *Config, log *slog.Logger) *history {
 	f, err := sqlite.OpenHistory(ctx, sqlite.HistoryOptions{Dir: c.Data, MaxBytes: int64(c.Rollups.MaxBytes), Logger: log})
 	if err != nil {
 		log.Error("probes and uptime are not kept: their store cannot be opened; everything else works", "component", "app", "error", err)
-		return &history{Store: noStore{err}, err: err}
+		return &history{Store: noStore{err}, ResourceStore: noStore{err}, err: err}
 	}
-	return &history{Store: f, file: f}
+	return &history{Store: f, ResourceStore: f, file: f}
 }
 
 // run keeps the file within its bounds.
@@ -93,6 +94,12 @@ func (n noStore) PutSpans(context.Context, []statussync.Span, statussync.SpanChe
 func (n noStore) Spans(context.Context, []string, time.Time, time.Time, func(string, []statussync.Span) error) error {
 	return n.err
 }
+func (n noStore) PutResources(context.Context, string, uint64, []statussync.ResourceRow) error {
+	return n.err
+}
+func (n noStore) Resources(context.Context, string, bool, time.Time, time.Time) (r []statussync.ResourceRow, run string, batch uint64, known bool, err error) {
+	return nil, "", 0, false, n.err
+}
 
 // rollupSamples are the numbers of probes' counts and of uptime.
 func (s *service) rollupSamples(head uint64) []prom.Sample {
@@ -114,6 +121,11 @@ func (s *service) rollupSamples(head uint64) []prom.Sample {
 		number("uptime_resyncs_total", "Times that uptime could not go on where it was in the journal.", true, float64(r.Resyncs)),
 		number("uptime_lag_entries", "Entries of the journal that uptime has not seen yet.", false, lag),
 	}
+	res := s.resources.Stats()
+	out = append(out,
+		number("resource_rows_waiting", "Counts of one environment and minute that are not stored yet.", false, float64(res.Waiting)),
+		number("resource_rows_dropped_total", "Counts of one environment and minute that could not be stored.", true, float64(res.Dropped)),
+		number("resource_failures_total", "Tries to store resources that failed.", true, float64(res.Failures)))
 	if f := s.history.file; f != nil {
 		st := f.Stats()
 		out = append(out,

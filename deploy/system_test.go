@@ -104,6 +104,12 @@ func TestImages(t *testing.T) {
 			}
 		}
 	}
+	if d := read(t, "../Dockerfile"); !strings.Contains(d, "COPY --from=page /src/dashboard/dist dashboard/dist\n") || strings.Index(d, "COPY --from=page") > strings.Index(d, "go build") {
+		t.Error("the image's program is built without the dashboard")
+	}
+	if hooks := fmt.Sprint(documents(t, read(t, "../.goreleaser.yaml"))[0]["before"]); !strings.Contains(hooks, "./dashboard/build.sh") {
+		t.Error("the releases' programs are built without the dashboard")
+	}
 	goVersion := regexp.MustCompile(`(?m)^go (\d+\.\d+)`).FindStringSubmatch(read(t, "../go.mod"))
 	if !strings.Contains(read(t, "../Dockerfile"), "golang:"+goVersion[1]+"-") {
 		t.Errorf("the image is not built with go.mod's Go %s", goVersion[1])

@@ -411,6 +411,12 @@ func (x *Eraser) Span(s *statussync.Span) (changed, remove bool) {
 	return told, false
 }
 
+// Host reports whether what is counted of an environment is to be forgotten: it is forgotten with its id.
+func (x *Eraser) Host(id string) (remove bool) {
+	_, remove = x.names[id]
+	return remove
+}
+
 // hasWord reports whether word stands in s with no letter or digit around it.
 func hasWord(s, word string) bool {
 	if word == "" {

@@ -48,6 +48,9 @@ type Credential struct {
 
 	via  via
 	hash [sha256.Size]byte // of the token, with viaToken
+
+	session *session    // with viaSession
+	token   *Credential // what the session stands for, with viaSession
 }
 
 // via is how somebody proved who they are, where that can end.
@@ -58,6 +61,7 @@ const (
 	viaToken            // one of Tokens
 	viaLoopback
 	viaLegacy
+	viaSession // a session's cookie
 )
 
 // Authenticator knows tokens. Its methods are safe for concurrent use, don't block, and take the same time whether a
@@ -212,8 +216,12 @@ func (a *API) authenticate(r *http.Request) (*Credential, error) {
 		return &c, nil
 	}
 	token, ok, err := bearer(r)
-	if err != nil || !ok {
+	if err != nil {
 		return nil, err
+	}
+	if !ok {
+		// A cookie comes by itself, also where somebody means to present something else: one that is good no more is none.
+		return a.sessions.of(r, time.Now()), nil
 	}
 	return a.login(addr, token)
 }

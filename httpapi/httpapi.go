@@ -114,16 +114,22 @@ type Options struct {
 	Control     Control     // how the service is operated; nil: that is not served
 	Syncer      Syncer      // reads the registries again; nil: that is not served
 	Rollups     Rollups     // counts of probes, and uptime; nil: they are not served
+	Resources   Resources   // what agents told of their hosts; nil: it is not served
 	Backup      Backuper    // nil: backups are not served
 	Eraser      Eraser      // nil: persons can't be erased by API
 	Maintenance Maintenance // maintenance windows; nil: they are not served
 	Tools       Tools       // tool lists and their pins; nil: they are not served
 	ToolLooker  ToolLooker  // reads tool lists on demand; nil: they are not
 
+	// Sessions keeps who is signed in over restarts; nil: a restart signs everybody out.
+	Sessions    SessionStore
+	SessionIdle time.Duration // a session ends that was not used for so long; default 24 h. An open stream uses it
+	SessionMax  time.Duration // a session ends so long after it began; default 7 days
+
 	MCP http.Handler // serves /mcp to who may read; CredentialOf says who it is. nil: not served
 
 	Metrics     http.Handler                               // GET /metrics; nil: not served
-	Root        http.Handler                               // GET of whatever no route serves; nil: "/" says where the API is
+	Page        Page                                       // what people see at "/"; nil: "/" says where the API is
 	ReadyChecks map[string]func(ctx context.Context) error // an error makes /readyz say degraded; each may take 2 s
 	Version     string
 	Logger      *slog.Logger // nil: discards
@@ -158,6 +164,8 @@ func (o Options) withDefaults() Options {
 	dur(&o.AuthWait, 10*time.Second)
 	dur(&o.BookmarkEvery, 25*time.Second)
 	dur(&o.CommentEvery, 15*time.Second)
+	dur(&o.SessionIdle, 24*time.Hour)
+	dur(&o.SessionMax, 7*24*time.Hour)
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -176,7 +184,8 @@ type API struct {
 	mux        *http.ServeMux
 	huma       huma.API
 	logins     *logins
-	beats      *logins       // heartbeats' wrong tokens, which are counted apart
+	beats      *logins // heartbeats' wrong tokens, which are counted apart
+	sessions   *sessions
 	lead       time.Duration // how long before its time a stream becomes due; see by
 	limits     *limits
 	handshakes sync.Pool // of write buffers for WebSocket handshakes
@@ -192,7 +201,7 @@ type API struct {
 	clock    sync.WaitGroup
 }
 
-// New checks the options and returns an API that can serve at once. It starts one goroutine; Close ends it. An error
+// New checks the options and returns an API that can serve at once. It starts two goroutines; Close ends them. An error
 // is a *statussync.Error with CodeInvalid that names the option.
 func New(o Options) (*API, error) {
 	o = o.withDefaults()
@@ -211,6 +220,7 @@ func New(o Options) (*API, error) {
 		{"MaxSubscriptions", int64(o.MaxSubscriptions)},
 		{"WriteTimeout", int64(o.WriteTimeout)}, {"PingEvery", int64(o.PingEvery)}, {"PongWait", int64(o.PongWait)},
 		{"AuthWait", int64(o.AuthWait)}, {"BookmarkEvery", int64(o.BookmarkEvery)}, {"CommentEvery", int64(o.CommentEvery)},
+		{"SessionIdle", int64(o.SessionIdle)}, {"SessionMax", int64(o.SessionMax)},
 	} {
 		if n.v < 0 {
 			return nil, statussync.Invalid(n.name, "must not be negative")
@@ -235,6 +245,7 @@ func New(o Options) (*API, error) {
 	a.generation.Store(1)
 	a.logins, a.beats = newLogins(o.LoginFailuresPerMinute), newLogins(o.LoginFailuresPerMinute)
 	a.limits = newLimits()
+	a.sessions = newSessions(o)
 	a.streams.init()
 	if err := a.routes(); err != nil {
 		return nil, err
@@ -246,6 +257,7 @@ func New(o Options) (*API, error) {
 	a.lead = every + every/20
 	a.clock.Add(1)
 	go a.runClock(every)
+	a.clock.Go(func() { a.sessions.run(a.stop) })
 	return a, nil
 }
 

@@ -823,14 +823,42 @@ func TestServiceRoutes(t *testing.T) {
 	}
 }
 
-func TestRoot(t *testing.T) {
-	s := serve(t, func(o *Options) {
-		o.Root = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "page ", r.URL.Path) })
-	})
-	for path, want := range map[string]string{"/": "page /", "/x/y.css": "page /x/y.css"} {
+// greedyPage claims every path, and says which it served.
+type greedyPage struct{}
+
+func (greedyPage) Has(path string) bool { return path != "/nothing" }
+
+func (greedyPage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	fmt.Fprint(w, "page ", r.URL.Path)
+}
+
+// TestPage: a page gets what nothing else serves, and takes nothing from the API, however greedy it is.
+func TestPage(t *testing.T) {
+	s := serve(t, func(o *Options) { o.Page = greedyPage{} })
+	for path, want := range map[string]string{"/": "page /", "/x/y.css": "page /x/y.css", "/servers/x": "page /servers/x"} {
 		if a := s.do(t, "", "GET "+path, ""); string(a.body) != want {
 			t.Errorf("%s: %d %s", path, a.status, a.body)
 		}
+	}
+	for _, path := range []string{"/api/v1/servers", "/docs", "/openapi.json", "/healthz", "/readyz", wire.PathLegacy, wire.PathWebSocket, "/api/nothing"} {
+		if a := s.do(t, "", "GET "+path, ""); bytes.HasPrefix(a.body, []byte("page ")) {
+			t.Errorf("%s was the page's", path)
+		}
+	}
+	for accept, page := range map[string]bool{
+		"text/html,application/xhtml+xml,*/*;q=0.8": true, "*/*": true, "text/*": true, "text/plain": false, "application/json": false,
+		"text/html;q=0, text/plain": false,
+	} {
+		a := s.do(t, "", "GET /", "", "Accept: "+accept)
+		if got := string(a.body) == "page /"; got != page || !page && !bytes.Contains(a.body, []byte("/api/v1")) {
+			t.Errorf("Accept %q: %d %s", accept, a.status, a.body)
+		}
+	}
+	if a := s.do(t, "", "GET /nothing", ""); a.status != 404 || a.problem(t).Code != statussync.CodeNotFound {
+		t.Errorf("an unknown path: %d %s", a.status, a.body)
+	}
+	if a := s.do(t, "", "POST /servers/x", "{}"); a.status != 404 && a.status != 405 {
+		t.Errorf("POST of a page: %d", a.status)
 	}
 	if a := s.do(t, "", "GET /api/v2", ""); a.status != 404 {
 		t.Errorf("below /api/: %d", a.status)

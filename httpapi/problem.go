@@ -207,11 +207,12 @@ func (a *API) unrouted(w http.ResponseWriter, r *http.Request, h http.Handler) {
 		return
 	}
 	if (r.Method == http.MethodGet || r.Method == http.MethodHead) && !strings.HasPrefix(r.URL.Path, "/api/") {
-		if a.opts.Root != nil {
-			a.opts.Root.ServeHTTP(w, r)
+		if a.opts.Page != nil && a.opts.Page.Has(r.URL.Path) && (r.URL.Path != "/" || acceptsHTML(r)) {
+			a.opts.Page.ServeHTTP(w, r)
 			return
 		}
 		if r.URL.Path == "/" {
+			w.Header().Set("Vary", "Accept")
 			w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 			base := a.opts.BasePath
 			_, _ = w.Write([]byte("statussync: the API is under " + base + wire.BasePath + ", described at " + base + "/openapi.json and " + base + "/docs\n"))

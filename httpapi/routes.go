@@ -88,9 +88,11 @@ func (a *API) secure(op *huma.Operation, need access) {
 	switch need {
 	case accessOpen:
 	case accessOptional:
-		op.Security = []map[string][]string{{}, {"token": {}}}
-	default:
+		op.Security = []map[string][]string{{}, {"token": {}}, {"session": {}}}
+	case accessSelf:
 		op.Security = []map[string][]string{{"token": {}}}
+	default:
+		op.Security = []map[string][]string{{"token": {}}, {"session": {}}}
 	}
 }
 
@@ -126,6 +128,9 @@ func (a *API) enter(r *http.Request, need access) error {
 		return nil
 	}
 	if err := a.permit(cred, need); err != nil {
+		if cred == nil && len(r.CookiesNamed(SessionCookie)) > 0 {
+			return errSessionEnded
+		}
 		return err
 	}
 	if r.Method == http.MethodGet || r.Method == http.MethodHead {
@@ -260,8 +265,10 @@ func (a *API) routes() error {
 					"Where the service has tokens, calls need one: `Authorization: Bearer …`; its role (viewer, operator, admin) says which calls are allowed.",
 			},
 			Components: &huma.Components{
-				Schemas:         registry,
-				SecuritySchemes: map[string]*huma.SecurityScheme{"token": {Type: "http", Scheme: "bearer"}},
+				Schemas: registry,
+				SecuritySchemes: map[string]*huma.SecurityScheme{
+					"token": {Type: "http", Scheme: "bearer"}, "session": {Type: "apiKey", In: "cookie", Name: SessionCookie, Description: "What POST /api/v1/session sets."},
+				},
 			},
 		},
 		// The document is rendered once, below: huma's own handlers render it at the first request, without a lock.
@@ -336,6 +343,9 @@ func (a *API) routes() error {
 	if a.opts.Rollups != nil {
 		a.uptimeRoutes()
 	}
+	if a.opts.Resources != nil {
+		a.resourceRoutes()
+	}
 	register(a, get(wire.BasePath+"/servers/{id}/history", "get-history", "journal", "Entries of one server, newest first"), accessViewer, a.history)
 	register(a, get(wire.BasePath+"/updates", "list-updates", "journal", "The journal, oldest first"), accessViewer, a.updates)
 	register(a, get(wire.BasePath+"/sync/metrics", "sync-metrics", "service", "Numbers of the fleet"), accessViewer,
@@ -350,6 +360,7 @@ func (a *API) routes() error {
 		})
 
 	a.whoamiRoute()
+	a.sessionRoutes(registry)
 	register(a, get("/healthz", "healthz", "service", "The process is alive"), accessOpen,
 		func(context.Context, *empty) (*body[healthz], error) { return &body[healthz]{healthz{"alive"}}, nil })
 	register(a, get("/readyz", "readyz", "service", "The service can do what it promises; details only for a credential"), accessOptional, a.readyz)

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"time"
 
 	"golang.org/x/time/rate"
 
@@ -78,6 +79,7 @@ func (a *API) Prepare(s Settings) (apply func(), err error) {
 // CheckCredentials has every open stream look again whether its credential is still good: one that is not any more, or has
 // another role now, is closed as one that has expired (4001). It does not wait for that.
 func (a *API) CheckCredentials() {
+	a.sessions.prune(time.Now())
 	a.generation.Add(1)
 	a.streams.each(stream.wake)
 }
@@ -98,6 +100,8 @@ func (a *API) current(c *Credential) bool {
 		return a.set.Load().openLoopback
 	case viaLegacy:
 		return a.set.Load().legacyViewer
+	case viaSession:
+		return !c.session.ended.Load() && a.current(c.token)
 	}
 	v, ok := a.opts.Auth.(Verifier)
 	return !ok || v.Valid(*c)

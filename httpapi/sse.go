@@ -127,6 +127,7 @@ func (s *eventStream) run(ctx context.Context, a *API, sub statussync.Subscripti
 				return nil
 			}
 		}
+		cred.session.touch(now)
 		if !now.Before(bookmarkAt) {
 			if at, ok := sub.Bookmark(); ok {
 				out.bookmark(at)

@@ -25,6 +25,8 @@ type Rollups interface {
 	TotalUptime(ctx context.Context, ids []string, window time.Duration) (statussync.Uptime, error)
 	// Incidents returns incidents, the newest first, and whether others follow.
 	Incidents(ctx context.Context, q statussync.IncidentQuery) ([]statussync.Incident, bool, error)
+	// Timeline returns how one server's time was spent in the last window, as stretches.
+	Timeline(ctx context.Context, id string, window time.Duration) (statussync.Timeline, error)
 	// Probes returns what a server's probes gave; step 0 is the smallest that is allowed.
 	Probes(ctx context.Context, id string, window, step time.Duration) (statussync.ProbeReport, error)
 }
@@ -90,6 +92,18 @@ func (a *API) uptimeRoutes() {
 	register(a, get("/servers/{id}/incidents", "get-incidents", "Incidents of one server, the newest first"), accessViewer,
 		func(ctx context.Context, in *serverIncidentsInput) (*body[wire.Page[wire.Incident]], error) {
 			return a.incidents(ctx, in.ID, in.Window, in.Limit, in.Cursor)
+		})
+	register(a, get("/servers/{id}/timeline", "get-timeline", "How one server's time was spent, as stretches of time"), accessViewer,
+		func(ctx context.Context, in *uptimeInput) (*body[wire.Timeline], error) {
+			window, err := durationParam("window", in.Window)
+			if err != nil {
+				return nil, err
+			}
+			t, err := a.opts.Rollups.Timeline(ctx, in.ID, window)
+			if err != nil {
+				return nil, inParam(err)
+			}
+			return &body[wire.Timeline]{wire.FromTimeline(&t)}, nil
 		})
 	register(a, get("/servers/{id}/probes", "get-probes", "What a server's probes gave, by steps of time"), accessViewer,
 		func(ctx context.Context, in *probesInput) (*body[wire.ProbeReport], error) {

@@ -15,14 +15,18 @@ func (a *API) whoamiRoute() {
 		Method: http.MethodGet, Path: wire.PathWhoami, OperationID: "whoami", Tags: []string{"service"},
 		Summary: "The credential's own name, role, limits and end",
 	}, accessViewer, func(ctx context.Context, _ *empty) (*body[wire.Whoami], error) {
-		cred := requestIn(ctx).cred
-		l := a.limitsOf(cred)
-		return &body[wire.Whoami]{wire.Whoami{
-			Name: cred.Name, Role: string(cred.Role), ExpiresAt: wire.Time{Time: cred.ExpiresAt},
-			Limits: wire.Limits{
-				Connections: l.Connections, Subscriptions: l.Subscriptions, CommandsPerSecond: l.CommandsPerSecond,
-				ReplayBytesPerSecond: l.ReplayBytesPerSecond, FilterIDs: l.FilterIDs, FilterClauses: l.FilterClauses,
-			},
-		}}, nil
+		return &body[wire.Whoami]{a.whoami(requestIn(ctx).cred)}, nil
 	})
+}
+
+// whoami describes a credential.
+func (a *API) whoami(cred *Credential) wire.Whoami {
+	l := a.limitsOf(cred)
+	return wire.Whoami{
+		Name: cred.Name, Role: string(cred.Role), ExpiresAt: wire.Time{Time: cred.ExpiresAt}, Session: cred.session != nil,
+		Limits: wire.Limits{
+			Connections: l.Connections, Subscriptions: l.Subscriptions, CommandsPerSecond: l.CommandsPerSecond,
+			ReplayBytesPerSecond: l.ReplayBytesPerSecond, FilterIDs: l.FilterIDs, FilterClauses: l.FilterClauses,
+		},
+	}
 }

@@ -491,6 +491,7 @@ func (c *socket) clock(now time.Time) *closeReason {
 	}
 	var expires time.Time
 	if c.cred != nil {
+		c.cred.session.touch(now)
 		if expires = c.cred.ExpiresAt; !expires.IsZero() && !now.Before(expires) {
 			return &closeReason{code: wire.CloseTokenExpired, text: "the token has expired"}
 		}

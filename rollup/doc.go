@@ -27,6 +27,12 @@
 // can't be continued is followed by a comparison with the present statuses: what kept its class and has been so since
 // before the gap goes on, everything else is unknown for the time of the gap.
 //
+// # Resources
+//
+// Resources is told of every agent report, and counts what it says of the host per environment and minute, like probes:
+// samples, sum, maximum and newest size. A batch is added to its minutes and to their hours in one transaction, with its
+// number, so hours need no merging, and nothing is counted twice.
+//
 // # Failure and bounds
 //
 // A store that fails never hurts anybody else. It is logged once, counted, and tried again. Probes wait in memory for

@@ -84,7 +84,7 @@ func (f *follower) load(ctx context.Context) error {
 	}
 	open := make(map[string]track, len(tracks))
 	for _, t := range tracks {
-		open[t.ServerID] = track{t.Class, t.Begin}
+		open[t.ServerID] = track{t.Class, t.Begin, t.State, t.Health}
 	}
 	f.mu.Lock()
 	f.t = tracker{open: open, at: at.At}

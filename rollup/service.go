@@ -205,6 +205,31 @@ func checkWindow(w time.Duration) error {
 	return nil
 }
 
+// checkSteps judges a window and a step, and returns the unit of the rows to make them from, and the step; its error is
+// located at "window" or "step".
+func checkSteps(window, step time.Duration) (unit, asked time.Duration, err error) {
+	if err := checkWindow(window); err != nil {
+		return 0, step, err
+	}
+	if unit = minStep; window > statussync.KeepProbeMinutes {
+		unit = time.Hour
+	}
+	if step == 0 {
+		step = unit
+	}
+	switch {
+	case step < unit || step%unit != 0:
+		detail := "must be a whole number of minutes, at least 1m"
+		if unit == time.Hour {
+			detail = "must be a whole number of hours, at least 1h, where the window is longer than 48h"
+		}
+		return unit, step, statussync.Invalid("step", detail)
+	case step > maxWindow:
+		return unit, step, statussync.Invalid("step", "must be at most 90d")
+	}
+	return unit, step, nil
+}
+
 // known returns nil where the running service has a server of that id.
 func (s *Service) known(id string) error {
 	if s.follow.has(id) {
@@ -219,26 +244,12 @@ func (s *Service) known(id string) error {
 // nothing is known of the server, and nothing stored.
 func (s *Service) Probes(ctx context.Context, id string, window, step time.Duration) (statussync.ProbeReport, error) {
 	out := statussync.ProbeReport{ServerID: id, Window: window, Step: step, Resolution: statussync.ResolutionMinute}
-	if err := checkWindow(window); err != nil {
+	unit, step, err := checkSteps(window, step)
+	if err != nil {
 		return out, err
 	}
-	unit := minStep
-	if window > statussync.KeepProbeMinutes {
-		unit, out.Resolution = time.Hour, statussync.ResolutionHour
-	}
-	if step == 0 {
-		step = unit
-	}
-	out.Step = step
-	switch {
-	case step < unit || step%unit != 0:
-		detail := "must be a whole number of minutes, at least 1m"
-		if unit == time.Hour {
-			detail = "must be a whole number of hours, at least 1h, where the window is longer than 48h"
-		}
-		return out, statussync.Invalid("step", detail)
-	case step > maxWindow:
-		return out, statussync.Invalid("step", "must be at most 90d")
+	if out.Step = step; unit == time.Hour {
+		out.Resolution = statussync.ResolutionHour
 	}
 	now := s.opts.Now()
 	from, to := now.Add(-window).UTC().Truncate(unit), now.Add(time.Nanosecond)

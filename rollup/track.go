@@ -8,8 +8,10 @@ import (
 
 // track is the last span of a server.
 type track struct {
-	class statussync.SpanClass
-	begin time.Time
+	class  statussync.SpanClass
+	begin  time.Time
+	state  statussync.State // empty, like health: not known
+	health statussync.Health
 }
 
 // tracker makes spans of entries and statuses. It is pure: time comes with what it is given.
@@ -19,19 +21,19 @@ type tracker struct {
 	out  []statussync.Span
 }
 
-// put begins a span where the class changes. Time does not go back.
+// put begins a span where class, state or health change. Time does not go back.
 func (t *tracker) put(id string, at time.Time, c statussync.SpanClass, st *statussync.Status, details string) {
 	at = at.Truncate(time.Millisecond)
 	old, known := t.open[id]
 	if known {
 		at = latest(at, old.begin)
 	}
-	if (known && old.class == c) || (!known && c == statussync.SpanRemoved) {
-		return
-	}
 	s := statussync.Span{ServerID: id, Begin: at, Class: c}
 	if st != nil {
-		s.Reason, s.Cause = st.Reason, st.Cause
+		s.State, s.Health, s.Reason, s.Cause = st.State, st.Health, st.Reason, st.Cause
+	}
+	if (known && old.class == c && old.state == s.State && old.health == s.Health) || (!known && c == statussync.SpanRemoved) {
+		return
 	}
 	if c == statussync.SpanUnavailable {
 		s.Details = statussync.CleanText(details, statussync.MaxErrorText)
@@ -41,7 +43,7 @@ func (t *tracker) put(id string, at time.Time, c statussync.SpanClass, st *statu
 		delete(t.open, id)
 		return
 	}
-	t.open[id] = track{c, at}
+	t.open[id] = track{c, at, s.State, s.Health}
 }
 
 // entry takes the next status update or removal.

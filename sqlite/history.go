@@ -223,6 +223,9 @@ func (h *History) retain(ctx context.Context) error {
 	if err := h.deleteHours(ctx, unixHour(now.Add(-statussync.KeepProbeHours))); err != nil {
 		return err
 	}
+	if err := h.retainResources(ctx, now); err != nil {
+		return err
+	}
 	if now.Sub(h.pruned) >= pruneEvery || now.Before(h.pruned) {
 		if err := h.prune(ctx, now.Add(-statussync.KeepSpans), now); err != nil {
 			return err
@@ -236,11 +239,19 @@ func (h *History) retain(ctx context.Context) error {
 			return explain(h.f.path, "measuring", err)
 		}
 		minute, hour, begin, err := h.oldest(ctx)
+		if err != nil {
+			return err
+		}
+		resourceMinute, resourceHour, err := h.oldestResources(ctx)
 		switch {
 		case err != nil:
 			return err
+		case resourceMinute >= 0 && resourceMinute/60 < unixHour(now) && (minute < 0 || resourceMinute <= minute || minute/60 >= merged):
+			err = h.deleteResources(ctx, "minute", 60*(resourceMinute/60+1))
 		case minute >= 0 && minute/60 < merged:
 			err = h.deleteMinutes(ctx, minute/60+1)
+		case resourceHour >= 0 && resourceHour < unixHour(now)-keepHours && (hour < 0 || resourceHour <= hour || hour >= merged-keepHours):
+			err = h.deleteResources(ctx, "hour", min(resourceHour+24, unixHour(now)-keepHours))
 		case hour >= 0 && hour < merged-keepHours:
 			err = h.deleteHours(ctx, min(hour+24, merged-keepHours))
 		case begin >= 0 && spans.Before(now):

@@ -28,7 +28,7 @@ const endsIncident = `(2, 3, 5, 7, 8)`
 var (
 	putMinutes = newBulk(`REPLACE INTO minutes (minute, server, count, failures, sketch)`, 5, ``)
 	putHours   = newBulk(`REPLACE INTO hours (hour, server, count, failures, sketch)`, 5, ``)
-	putSpans   = newBulk(`REPLACE INTO spans (server, begin, class, reason, cause, details)`, 6, ``)
+	putSpans   = newBulk(`REPLACE INTO spans (server, begin, class, state, health, reason, cause, details)`, 8, ``)
 )
 
 func unixMinute(t time.Time) int64 { return floorDiv(t.Unix(), 60) }
@@ -283,16 +283,17 @@ func (h *History) Tracks(ctx context.Context) (tracks []statussync.SpanTrack, at
 	}
 	err = h.rows(ctx, tx, func(rows *sql.Rows) error {
 		var t statussync.SpanTrack
-		var begin, class int64
-		if err := rows.Scan(&t.ServerID, &begin, &class); err != nil {
+		var begin, class, state, health int64
+		if err := rows.Scan(&t.ServerID, &begin, &class, &state, &health); err != nil {
 			return err
 		}
 		t.Begin, t.Class = time.UnixMilli(begin).UTC(), classOf(class)
+		t.State, t.Health = wordOf(statussync.States, state), wordOf(statussync.Healths, health)
 		if t.Class != statussync.SpanRemoved {
 			tracks = append(tracks, t)
 		}
 		return nil
-	}, `SELECT v.id, s.begin, s.class FROM servers v CROSS JOIN spans s
+	}, `SELECT v.id, s.begin, s.class, coalesce(s.state, 0), coalesce(s.health, 0) FROM servers v CROSS JOIN spans s
 		ON s.server = v.num AND s.begin = (SELECT max(begin) FROM spans WHERE server = v.num)`)
 	return tracks, at, err
 }
@@ -303,6 +304,26 @@ func classOf(n int64) statussync.SpanClass {
 		return statussync.SpanUnknown
 	}
 	return statussync.SpanClasses[n-1]
+}
+
+// stateNumber and healthNumber are how a span's state and health are stored: their place in States and Healths, which are
+// therefore only ever appended to. NULL: not known.
+func stateNumber(s statussync.State) any   { return placeOf(statussync.States, s) }
+func healthNumber(h statussync.Health) any { return placeOf(statussync.Healths, h) }
+
+func placeOf[T comparable](list []T, v T) any {
+	if i := slices.Index(list, v); i >= 0 {
+		return int64(i + 1)
+	}
+	return nil
+}
+
+// wordOf is the inverse of placeOf; one of a newer program is not known.
+func wordOf[T ~string](list []T, n int64) T {
+	if n < 1 || n > int64(len(list)) {
+		return ""
+	}
+	return list[n-1]
 }
 
 // PutSpans stores spans, and the checkpoint where it is not zero, whole or not at all. A span replaces one of its server
@@ -323,14 +344,15 @@ func (h *History) PutSpans(ctx context.Context, spans []statussync.Span, at stat
 			}
 			return s
 		}
-		args := make([]any, 0, 6*len(spans))
+		args := make([]any, 0, 8*len(spans))
 		for i := range spans {
 			s := &spans[i]
 			num, err := h.number(w, s.ServerID)
 			if err != nil {
 				return err
 			}
-			args = append(args, num, s.Begin.UnixMilli(), int64(slices.Index(statussync.SpanClasses, s.Class)+1), text(string(s.Reason)), text(s.Cause), text(s.Details))
+			args = append(args, num, s.Begin.UnixMilli(), int64(slices.Index(statussync.SpanClasses, s.Class)+1),
+				stateNumber(s.State), healthNumber(s.Health), text(string(s.Reason)), text(s.Cause), text(s.Details))
 		}
 		if err := w.rows(putSpans, args, never); err != nil || at.Cursor.IsZero() {
 			return err
@@ -339,7 +361,7 @@ func (h *History) PutSpans(ctx context.Context, spans []statussync.Span, at stat
 	})
 }
 
-const spansQuery = `SELECT v.id, s.begin, s.class, coalesce(s.reason, ''), coalesce(s.cause, ''), coalesce(s.details, '')
+const spansQuery = `SELECT v.id, s.begin, s.class, coalesce(s.state, 0), coalesce(s.health, 0), coalesce(s.reason, ''), coalesce(s.cause, ''), coalesce(s.details, '')
 	FROM servers v CROSS JOIN spans s ON s.server = v.num AND s.begin >= coalesce((SELECT begin FROM spans
 		WHERE server = v.num AND begin <= ?1 AND class IN ` + endsIncident + ` ORDER BY begin DESC LIMIT 1), 0) AND s.begin < ?2
 	%s ORDER BY v.num, s.begin`
@@ -358,12 +380,13 @@ func (h *History) Spans(ctx context.Context, ids []string, from, to time.Time, y
 	}
 	scan := func(rows *sql.Rows) error {
 		var s statussync.Span
-		var begin, class int64
+		var begin, class, state, health int64
 		var reason string
-		if err := rows.Scan(&s.ServerID, &begin, &class, &reason, &s.Cause, &s.Details); err != nil {
+		if err := rows.Scan(&s.ServerID, &begin, &class, &state, &health, &reason, &s.Cause, &s.Details); err != nil {
 			return err
 		}
 		s.Begin, s.Class, s.Reason = time.UnixMilli(begin).UTC(), classOf(class), statussync.Reason(reason)
+		s.State, s.Health = wordOf(statussync.States, state), wordOf(statussync.Healths, health)
 		if len(list) > 0 && list[0].ServerID != s.ServerID {
 			if err := give(); err != nil {
 				return err

@@ -7,7 +7,8 @@ const PathWhoami = BasePath + "/whoami"
 type Whoami struct {
 	Name      string `json:"name" doc:"Stands as the actor in what it does."`
 	Role      string `json:"role" enum:"viewer,operator,admin"`
-	ExpiresAt Time   `json:"expires_at,omitzero" doc:"Absent: never."`
+	ExpiresAt Time   `json:"expires_at,omitzero" doc:"Of the token, or of the session where that ends before. Absent: never."`
+	Session   bool   `json:"session,omitempty" doc:"It signed in, and is known by a cookie."`
 	Limits    Limits `json:"limits"`
 }
 

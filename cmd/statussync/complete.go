@@ -26,6 +26,8 @@ var completions = map[string]struct {
 	"history":                  {args: []completer{servers}},
 	"tools":                    {args: []completer{servers}},
 	"probe":                    {args: []completer{servers}},
+	"timeline":                 {args: []completer{servers}},
+	"resources":                {args: []completer{environments}},
 	"override set":             {args: []completer{servers}},
 	"override clear":           {args: []completer{servers}},
 	"server set":               {args: []completer{servers}},
