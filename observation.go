@@ -124,6 +124,13 @@ type RowHeartbeat struct {
 	Read          uint64 // number of the read that saw it: moves seen in one read are one gap
 }
 
+// DatabaseConnection says whether the database of a registry can be read just now. While it can't, its heartbeats don't
+// age: nobody could have seen a newer one. A registry of which nothing is told counts as connected.
+type DatabaseConnection struct {
+	Origin    Origin // whose heartbeats come from it
+	Connected bool
+}
+
 // RecordSeen is a database row's status word as it was read. The engine asserts it only where the word differs from the
 // last one; with Echo the word is what our own write-back wrote, and asserts nothing.
 type RecordSeen struct {
@@ -199,16 +206,17 @@ type MaintenanceEnd struct {
 	OccurrenceOnly bool
 }
 
-func (*AgentReport) observation()    {}
-func (*AgentFailed) observation()    {}
-func (*RowHeartbeat) observation()   {}
-func (*RecordSeen) observation()     {}
-func (*ProbeResult) observation()    {}
-func (*RegistryUpdate) observation() {}
-func (*OverrideSet) observation()    {}
-func (*OverrideClear) observation()  {}
-func (*MaintenanceSet) observation() {}
-func (*MaintenanceEnd) observation() {}
+func (*AgentReport) observation()        {}
+func (*AgentFailed) observation()        {}
+func (*RowHeartbeat) observation()       {}
+func (*RecordSeen) observation()         {}
+func (*DatabaseConnection) observation() {}
+func (*ProbeResult) observation()        {}
+func (*RegistryUpdate) observation()     {}
+func (*OverrideSet) observation()        {}
+func (*OverrideClear) observation()      {}
+func (*MaintenanceSet) observation()     {}
+func (*MaintenanceEnd) observation()     {}
 
 // Request is something that the engine wants done. It travels as data, like entries do. Exactly one field is set.
 type Request struct {
