@@ -207,7 +207,7 @@ Exit codes: 0 fine, 1 not healthy or failed, 2 wrong usage or configuration, 3 t
 		}
 	}
 	add("run", c.demoCmd(), c.serveCmd(), c.checkCmd(), c.configCmd())
-	add("ask", c.statusCmd(), c.watchCmd(), c.historyCmd(), c.uptimeCmd(), c.incidentsCmd(), c.probeCmd(), c.probesCmd(), c.overrideCmd(), c.maintenanceCmd(), c.toolsCmd(), c.environmentsCmd(), c.metricsCmd(), c.whoamiCmd(), c.healthcheckCmd(), c.mcpCmd())
+	add("ask", c.statusCmd(), c.watchCmd(), c.historyCmd(), c.uptimeCmd(), c.incidentsCmd(), c.probeCmd(), c.probesCmd(), c.overrideCmd(), c.maintenanceCmd(), c.toolsCmd(), c.environmentsCmd(), c.connectionsCmd(), c.metricsCmd(), c.whoamiCmd(), c.healthcheckCmd(), c.mcpCmd())
 	add("define", c.serverCmd(), c.environmentCmd(), c.discoveredCmd(), c.adoptCmd())
 	add("operate", c.reloadCmd(), c.restartCmd(), c.probingCmd(), c.syncCmd())
 	add("keep", c.backupCmd(), c.restoreCmd(), c.exportCmd(), c.eraseCmd())
