@@ -335,3 +335,6 @@ func (c *Config) fileSecret(d *decoder, path string, v *string, file string) boo
 	}
 	return true
 }
+
+// DSNFault says what is wrong with the address of a database, "" where nothing is. It quotes nothing of it.
+func DSNFault(dsn string) string { return dsnFault(DSN(dsn)) }
