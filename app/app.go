@@ -126,6 +126,7 @@ type service struct {
 	mcp       *mcpprobe.Prober
 	drift     *drift.Service
 	imports   imports
+	databases *databases
 	asker     *dtma.Asker
 	registry  *registry.Manager
 	certs     *certKeeper // nil: without TLS
@@ -225,6 +226,9 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener) (s *
 	if err != nil {
 		return nil, err
 	}
+	if s.databases, err = newDatabases(s, c, log); err != nil {
+		return nil, err
+	}
 	if c.TLS != nil {
 		if s.certs, err = newCertKeeper(c, log); err != nil {
 			return nil, err
@@ -273,6 +277,9 @@ func (s *service) newAPI(c *Config, version string, log *slog.Logger) (*httpapi.
 		TrustedProxies: set.TrustedProxies, LoginFailuresPerMinute: set.LoginFailuresPerMinute,
 		Version: version, Logger: log.With("component", "httpapi"),
 		ReadyChecks: map[string]func(context.Context) error{"store": s.store.Healthy, "history": s.history.healthy},
+	}
+	if len(s.databases.list) > 0 {
+		opts.Registries, opts.Reports = s.databases, s.databases.sinks()
 	}
 	s.netOptions(c, &opts)
 	s.backups = newBackups(c.Data, s.storeFiles(), version, log)
@@ -337,7 +344,7 @@ func within(name string, limit time.Duration, stop func() error) error {
 // run runs the service until ctx ends, a part of it does, or a restart is asked for, which it returns; and stops it.
 // started says whether it ever answered requests.
 func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, started bool, err error) {
-	ended := make(chan error, 32) // room for every part, so that none waits to end
+	ended := make(chan error, 64) // room for every part, so that none waits to end
 	core := start("hub", ended, s.hub.Run)
 	var parts []*part
 	defer func() {
@@ -385,6 +392,7 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, 
 		start("history", ended, s.history.run),
 		start("rollups", ended, s.rollups.Run), // stops behind the probes, whose last results it stores
 	)
+	parts = append(parts, s.databases.parts(ended)...)
 	if s.certs != nil {
 		parts = append(parts, start("certificates", ended, s.certs.Run))
 	}
@@ -415,6 +423,9 @@ func (s *service) define(ctx context.Context) error {
 		return err
 	}
 	if _, err := s.retreat(ctx, u); err != nil {
+		return err
+	}
+	if err := s.databases.begin(ctx, u); err != nil {
 		return err
 	}
 	if _, err := s.hub.Submit(ctx, u); err != nil {

@@ -166,15 +166,6 @@ func (r *RegistryConfig) platform() *PlatformConfig {
 	return r.Supabase
 }
 
-// origin stands in what the registry defines. The first platform's is the origin that the wire names; a name tells others
-// apart.
-func (r *RegistryConfig) origin() statussync.Origin {
-	if r.Name == string(statussync.OriginPostgres) {
-		return statussync.OriginPostgres
-	}
-	return statussync.OriginPostgres + ":" + statussync.Origin(r.Name)
-}
-
 // checkRegistries fills in defaults and checks registries.
 func (c *Config) checkRegistries(d *decoder) {
 	if len(c.Registries) > maxRegistries {
@@ -203,7 +194,7 @@ func (c *Config) checkRegistries(d *decoder) {
 		}
 		failIf(d, p+".name", registry.IDFault(r.Name))
 		if first := names[r.Name]; first != "" {
-			d.failAt(p, "%q is the name of another registry, at %s; give one of them another name: …", r.Name, d.at(first))
+			d.failAt(p, "%q is the name of another registry, at %s; give one of them another one with name: NAME", r.Name, d.at(first))
 		} else {
 			names[r.Name] = p
 		}
@@ -238,7 +229,7 @@ func (c *Config) checkPlatform(d *decoder, p, kind string, r *PlatformConfig) {
 	}
 	feeds := []string{"auto", "notify", "poll"}
 	if kind == "supabase" {
-		feeds = append([]string{"realtime"}, feeds...)
+		feeds = []string{"realtime", "notify", "poll"}
 	}
 	if r.Feed == "" && d.absent(p+".feed") {
 		r.Feed = feeds[0]
