@@ -169,8 +169,10 @@ func (l *readLoop) turn(ctx context.Context, asked []*syncRequest) error {
 		} else {
 			r.mail.again(mail.instances, mail.envs)
 		}
-	case time.Since(l.heardAt) >= keepaliveEvery:
+	case time.Since(l.heardAt) >= keepaliveEvery, mail.turned && !mail.live: // where the feed is lost the database may be
 		err = l.ping(ctx)
+	default:
+		return nil // nothing was heard of the database
 	}
 	for _, q := range asked {
 		var e error
