@@ -381,6 +381,7 @@ func (l *readLoop) vanished(ctx context.Context, s *deltaSender) error {
 		rows, envs = f.gone()
 		strayRows, strayEnvs = l.strays()
 	}
+	s.wait() // a server that moved is told before its old environment goes
 	d := &delta{}
 	f.remove(rows, envs, d)
 	d.update.RemovedServers = append(d.update.RemovedServers, strayRows...)
