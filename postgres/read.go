@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -149,70 +150,94 @@ func instanceOf(v [][]byte) instanceRow {
 }
 
 // outcome is what a read has caused.
-type outcome struct {
-	updates []*statussync.Entry
-	refused []RowFault
-}
+type outcome struct{ updates []*statussync.Entry }
 
-// deltaSender hands deltas over while the next rows are being read. Definitions are submitted, since their refusal must be known
-// before anything is said of their servers; what is said of one chunk goes with the next one's definitions.
+// senders is how many deltas of one read are handed over at once: while one is written to the journal another is concluded
+// from, and a third is on its way.
+const senders = 3
+
+// deltaSender hands deltas over while the next rows are being read. The deltas of one read are about different rows, so
+// their order doesn't matter, but where wait stands between them. Definitions are submitted before anything is said of
+// their servers, since whose they are must be known by then.
 type deltaSender struct {
-	ctx   context.Context
-	r     *Registry
-	to    statussync.Observer
-	in    chan *delta
-	ended chan struct{}
-	keep  bool // what was caused is wanted
-	out   outcome
-	err   error
+	ctx  context.Context
+	r    *Registry
+	to   statussync.Observer
+	in   chan *delta
+	keep bool // what was caused is wanted
+
+	started int // goroutines; of who sends
+	workers sync.WaitGroup
+	busy    sync.WaitGroup // deltas under way
+
+	mu  sync.Mutex
+	out outcome
+	err error // the first one; what comes after it is dropped
 }
 
 func (r *Registry) newSender(ctx context.Context, to statussync.Observer, keep bool) *deltaSender {
-	s := &deltaSender{ctx: ctx, r: r, to: to, in: make(chan *delta, 2), ended: make(chan struct{}), keep: keep}
-	go s.run()
-	return s
+	return &deltaSender{ctx: ctx, r: r, to: to, in: make(chan *delta), keep: keep}
 }
 
-// send hands a delta to the goroutine that submits. It blocks while that has enough to do.
+// send hands a delta to a goroutine that submits it. It blocks while all of them are at work.
 func (s *deltaSender) send(d *delta) error {
 	if d.empty() {
 		return nil
 	}
+	s.busy.Add(1)
 	select {
 	case s.in <- d:
-		return nil
-	case <-s.ended:
-		return s.err
+	default:
+		if s.started < senders {
+			s.started++
+			s.workers.Go(s.run)
+		}
+		s.in <- d
 	}
+	return s.failure()
 }
 
-// finish waits until everything was handed over.
+func (s *deltaSender) failure() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// wait waits until everything that was sent was handed over.
+func (s *deltaSender) wait() { s.busy.Wait() }
+
+// finish ends the goroutines when everything was handed over.
 func (s *deltaSender) finish() (outcome, error) {
 	close(s.in)
-	<-s.ended
+	s.workers.Wait()
 	return s.out, s.err
 }
 
 func (s *deltaSender) run() {
-	defer close(s.ended)
-	var after []statussync.Observation // of the chunk before
 	for d := range s.in {
-		obs := after
-		after = d.after
-		u := &d.update
-		if len(u.Servers)+len(u.Environments)+len(u.RemovedServers)+len(u.RemovedEnvironments) > 0 || u.Full {
-			u.Origin = s.r.o.Origin
-			obs = append(obs, u)
-		} else {
-			obs = append(obs, after...)
-			after = nil
+		err := s.failure()
+		if err == nil {
+			err = s.hand(d)
 		}
-		if s.err = s.submit(obs); s.err != nil {
-			return
+		s.mu.Lock()
+		if s.err == nil {
+			s.err = err
 		}
-		after = s.r.fleet.unclaimed(after)
+		s.mu.Unlock()
+		s.busy.Done()
 	}
-	s.err = s.submit(after)
+}
+
+func (s *deltaSender) hand(d *delta) error {
+	u := &d.update
+	if len(u.Servers)+len(u.Environments)+len(u.RemovedServers)+len(u.RemovedEnvironments) == 0 && !u.Full {
+		return s.submit(d.after)
+	}
+	u.Origin = s.r.o.Origin
+	if err := s.submit([]statussync.Observation{u}); err != nil {
+		return err
+	}
+	return s.submit(s.r.fleet.unclaimed(d.after))
 }
 
 func (s *deltaSender) submit(obs []statussync.Observation) error {
@@ -220,15 +245,14 @@ func (s *deltaSender) submit(obs []statussync.Observation) error {
 		return nil
 	}
 	updates, err := s.to.Submit(s.ctx, obs...)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.keep {
 		s.out.updates = append(s.out.updates, updates...)
 	}
 	for _, e := range faultsIn(err) {
 		switch {
 		case e.Code == statussync.CodeConflict && s.r.fleet.refused(e.Location, e.Detail):
-			if len(s.out.refused) < maxFaults {
-				s.out.refused = append(s.out.refused, RowFault{Table: tableInstances, ID: e.Location, Detail: e.Detail})
-			}
 			s.r.log.Warn("a row names what is defined elsewhere; it is passed over", "id", e.Location, "detail", e.Detail)
 		case e.Code == statussync.CodeUnavailable || e.Code == statussync.CodeInternal:
 			return err

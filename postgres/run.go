@@ -169,8 +169,10 @@ func (l *readLoop) turn(ctx context.Context, asked []*syncRequest) error {
 		} else {
 			r.mail.again(mail.instances, mail.envs)
 		}
-	case time.Since(l.heardAt) >= keepaliveEvery:
+	case time.Since(l.heardAt) >= keepaliveEvery, mail.turned && !mail.live: // where the feed is lost the database may be
 		err = l.ping(ctx)
+	default:
+		return nil // nothing was heard of the database
 	}
 	for _, q := range asked {
 		var e error
@@ -379,6 +381,7 @@ func (l *readLoop) vanished(ctx context.Context, s *deltaSender) error {
 		rows, envs = f.gone()
 		strayRows, strayEnvs = l.strays()
 	}
+	s.wait() // a server that moved is told before its old environment goes
 	d := &delta{}
 	f.remove(rows, envs, d)
 	d.update.RemovedServers = append(d.update.RemovedServers, strayRows...)

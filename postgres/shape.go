@@ -272,7 +272,7 @@ func (c *shapeCatalog) planWrite(s *shape, ti, te *shapeTable) {
 		return
 	}
 	id, envID := ti.columns["id"].typ, te.columns["id"].typ
-	e, i := "select null::text as id where false", "select null::text as id, null::text as word where false"
+	e, i := "select $1 as id where false", "select $2 as id, null::text as word where false"
 	if len(env) > 0 {
 		e = "update " + pgx.Identifier{c.schema, tableEnvironments}.Sanitize() + " x set " + strings.Join(env, ", ") +
 			" from json_to_recordset($1::json) as h(id text, at timestamptz, version text, health text) where x.id = h.id::" + envID + " and " + newerEnv + " returning x.id::text as id"
