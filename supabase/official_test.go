@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/agentopia/statussync"
 	"github.com/agentopia/statussync/supabase"
 	"github.com/agentopia/statussync/supabase/realtimetest"
 )
@@ -260,6 +261,11 @@ func compareJoins(t *testing.T, srv *realtimetest.Server) {
 
 // follow runs a feed until the test ends.
 func follow(t *testing.T, o supabase.Options, rec *recorder) *supabase.Feed {
+	t.Helper()
+	return followTo(t, o, rec)
+}
+
+func followTo(t *testing.T, o supabase.Options, rec statussync.FeedReceiver) *supabase.Feed {
 	t.Helper()
 	feed, err := supabase.New(o)
 	if err != nil {
