@@ -315,7 +315,7 @@ func TestRefusedJoins(t *testing.T) {
 // TestSpacing: many clients that lose the same server come back spread out and never together; each tries on without limit.
 func TestSpacing(t *testing.T) {
 	const clients = 100
-	type attempt struct{ first, sum time.Duration }
+	type attempt struct{ first time.Duration }
 	var firsts [clients]attempt
 	perSecond := map[int64]int{}
 	for i := range clients {
