@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -83,6 +84,8 @@ const (
 	stopSources = 500 * time.Millisecond
 	stopHub     = 1 * time.Second
 	stopStore   = 500 * time.Millisecond
+
+	stopRegistry = 1 * time.Second
 	stopAll     = 2800 * time.Millisecond
 	stopAgain   = 20 * time.Second // hub and store, each, before a restart
 )
@@ -461,8 +464,11 @@ func (s *service) shutdown(core *part, others []*part, again bool) (err, unclose
 	}
 	for _, p := range others {
 		limit := stopSources
-		if p.name == "rollups" {
+		switch {
+		case p.name == "rollups":
 			limit = stopRollups
+		case strings.HasPrefix(p.name, registryPart): // writes what waits
+			limit = stopRegistry
 		}
 		errs = append(errs, p.join(limit))
 	}

@@ -283,6 +283,11 @@ func (d *databases) run(ctx context.Context) error {
 		d.connected, d.tokens = map[statussync.Origin]bool{}, map[string]map[[sha256.Size]byte]string{}
 		d.mu.Unlock()
 		for o, is := range connected {
+			for _, db := range d.list {
+				if st := db.source.Status(); db.origin == o && is {
+					d.log.Info("a database is read", "registry", db.name, "servers", st.Servers, "environments", st.Environments, "faults", st.FaultsCount, "feed", string(st.Feed))
+				}
+			}
 			if err := d.s.hub.Observe(ctx, &statussync.DatabaseConnection{Origin: o, Connected: is}); err != nil && ctx.Err() == nil {
 				d.log.Error("the state of a database connection was not taken", "origin", string(o), "error", err)
 			}
@@ -301,6 +306,9 @@ func (d *databases) run(ctx context.Context) error {
 	}
 }
 
+// registryPart begins the names of the parts that follow databases.
+const registryPart = "registry "
+
 // parts are what runs while the service does.
 func (d *databases) parts(ended chan<- error) []*part {
 	if len(d.list) == 0 {
@@ -308,7 +316,7 @@ func (d *databases) parts(ended chan<- error) []*part {
 	}
 	out := []*part{start("registries", ended, d.run)}
 	for _, db := range d.list {
-		out = append(out, start("registry "+db.name, ended, func(ctx context.Context) error { return db.source.Run(ctx, d.s.hub) }))
+		out = append(out, start(registryPart+db.name, ended, func(ctx context.Context) error { return db.source.Run(ctx, d.s.hub) }))
 	}
 	return out
 }

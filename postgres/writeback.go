@@ -35,12 +35,14 @@ type writeBack struct {
 	wake   chan struct{}   // has room for one
 	echoes chan []wordEcho // what was written, for who reads
 
-	mu    sync.Mutex
-	up    bool
-	envs  map[string]*envWrite
-	rows  map[string]*rowWrite
-	since time.Time // of the oldest that waits
-	n     WriteBackStatus
+	mu     sync.Mutex
+	up     bool
+	primed bool         // everything was read once: whoever is not known then is nobody
+	early  earlyReports // that came before
+	envs   map[string]*envWrite
+	rows   map[string]*rowWrite
+	since  time.Time // of the oldest that waits
+	n      WriteBackStatus
 }
 
 // envWrite is what an environment's row will be told.
@@ -102,7 +104,11 @@ func (b *writeBack) report(rep *statussync.AgentReport, now time.Time) {
 	b.n.Reports++
 	b.n.Foreign += uint64(foreign)
 	if !known {
-		b.n.Unknown++
+		if b.primed {
+			b.n.Unknown++
+		} else {
+			b.early.keep(rep, now)
+		}
 		b.mu.Unlock()
 		return
 	}
@@ -140,7 +146,14 @@ func (b *writeBack) putLocked(env *envWrite, rows []matched) {
 func (b *writeBack) reachable(up bool) {
 	b.mu.Lock()
 	b.up = up
+	var early []earlyReport
+	if up && !b.primed {
+		b.primed, early = true, b.early.take()
+	}
 	b.mu.Unlock()
+	for _, e := range early {
+		b.report(e.report, e.at)
+	}
 	if up {
 		select {
 		case b.wake <- struct{}{}:
