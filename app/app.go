@@ -86,8 +86,8 @@ const (
 	stopStore   = 500 * time.Millisecond
 
 	stopRegistry = 1 * time.Second
-	stopAll     = 2800 * time.Millisecond
-	stopAgain   = 20 * time.Second // hub and store, each, before a restart
+	stopAll      = 2800 * time.Millisecond
+	stopAgain    = 20 * time.Second // hub and store, each, before a restart
 )
 
 // NewLogger returns a logger that writes to w. Format auto is text for people on a terminal and JSON otherwise.

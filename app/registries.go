@@ -283,11 +283,6 @@ func (d *databases) run(ctx context.Context) error {
 		d.connected, d.tokens = map[statussync.Origin]bool{}, map[string]map[[sha256.Size]byte]string{}
 		d.mu.Unlock()
 		for o, is := range connected {
-			for _, db := range d.list {
-				if st := db.source.Status(); db.origin == o && is {
-					d.log.Info("a database is read", "registry", db.name, "servers", st.Servers, "environments", st.Environments, "faults", st.FaultsCount, "feed", string(st.Feed))
-				}
-			}
 			if err := d.s.hub.Observe(ctx, &statussync.DatabaseConnection{Origin: o, Connected: is}); err != nil && ctx.Err() == nil {
 				d.log.Error("the state of a database connection was not taken", "origin", string(o), "error", err)
 			}

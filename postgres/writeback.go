@@ -146,19 +146,25 @@ func (b *writeBack) putLocked(env *envWrite, rows []matched) {
 func (b *writeBack) reachable(up bool) {
 	b.mu.Lock()
 	b.up = up
-	var early []earlyReport
-	if up && !b.primed {
-		b.primed, early = true, b.early.take()
-	}
 	b.mu.Unlock()
-	for _, e := range early {
-		b.report(e.report, e.at)
-	}
 	if up {
 		select {
 		case b.wake <- struct{}{}:
 		default:
 		}
+	}
+}
+
+// prime is told when everything has been read: what came before is about rows that are known now.
+func (b *writeBack) prime() {
+	b.mu.Lock()
+	var early []earlyReport
+	if !b.primed {
+		b.primed, early = true, b.early.take()
+	}
+	b.mu.Unlock()
+	for _, e := range early {
+		b.report(e.report, e.at)
 	}
 }
 
