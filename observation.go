@@ -122,6 +122,8 @@ type RowHeartbeat struct {
 	ServerID      string // set for a server's last_heartbeat_from_dtma
 	At            time.Time
 	Read          uint64 // number of the read that saw it: moves seen in one read are one gap
+	// Origin, if set, is whose row it is: what another registry defines under this id is not meant.
+	Origin Origin
 }
 
 // RecordSeen is a database row's status word as it was read. The engine asserts it only where the word differs from the
@@ -131,6 +133,7 @@ type RecordSeen struct {
 	Word     string
 	Error    string // instance_error_message, for people
 	Echo     bool
+	Origin   Origin // if set, whose row it is: what another registry defines under this id is not meant
 }
 
 // Outcome is how one probe ended.
