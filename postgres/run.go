@@ -165,6 +165,7 @@ func (l *readLoop) turn(ctx context.Context, asked []*syncRequest) error {
 			l.primed = true
 			l.quiet = max(quietMax, min(4*took, 2*time.Minute))
 			r.synced(began, took, mail.since)
+			r.wb.reachable(true) // not before the rows' words are known as they are now
 		} // else everything is read again as soon as the database answers
 	case len(mail.instances)+len(mail.envs) > 0:
 		if err = l.some(ctx, mail.instances, mail.envs); err == nil {
@@ -219,7 +220,6 @@ func (l *readLoop) connected() {
 		r.reconnects.Add(1)
 		r.log.Info("the database answers again")
 	}
-	r.wb.reachable(true)
 	if r.o.Connection != nil {
 		r.o.Connection(true)
 	}
