@@ -122,6 +122,8 @@ type RowHeartbeat struct {
 	ServerID      string // set for a server's last_heartbeat_from_dtma
 	At            time.Time
 	Read          uint64 // number of the read that saw it: moves seen in one read are one gap
+	// Origin, if set, is whose row it is: what another registry defines under this id is not meant.
+	Origin Origin
 }
 
 // DatabaseConnection says whether the database of a registry can be read just now. While it can't, its heartbeats don't
@@ -138,6 +140,7 @@ type RecordSeen struct {
 	Word     string
 	Error    string // instance_error_message, for people
 	Echo     bool
+	Origin   Origin // if set, whose row it is: what another registry defines under this id is not meant
 }
 
 // Outcome is how one probe ended.

@@ -186,6 +186,9 @@ func (e *Engine) rowHeartbeat(now time.Time, r *statussync.RowHeartbeat, eff *Ef
 			eff.fail(statussync.NotFound("server", r.ServerID))
 			return
 		}
+		if foreign(r.Origin, s.Def.Origin, r.ServerID, "server", eff) {
+			return
+		}
 		first := s.RowBeatAt.IsZero()
 		var last time.Time
 		if !move(&s.RowBeatAt, &last) {
@@ -207,6 +210,9 @@ func (e *Engine) rowHeartbeat(now time.Time, r *statussync.RowHeartbeat, eff *Ef
 	env := e.envs[r.EnvironmentID]
 	if env == nil {
 		eff.fail(statussync.NotFound("environment", r.EnvironmentID))
+		return
+	}
+	if foreign(r.Origin, env.Def.Origin, r.EnvironmentID, "environment", eff) {
 		return
 	}
 	first := env.BeatAt.IsZero()

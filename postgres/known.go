@@ -179,7 +179,7 @@ func (f *knownRows) environment(w *environmentRow, read uint64, d *delta) {
 	if raw := f.hash(w.beat); raw != e.raw {
 		e.raw = raw
 		if at, ok := timeOf(w.beat); ok && !e.ours.wrote(at) {
-			d.after = append(d.after, &statussync.RowHeartbeat{EnvironmentID: e.id, At: at, Read: read})
+			d.after = append(d.after, &statussync.RowHeartbeat{EnvironmentID: e.id, At: at, Read: read, Origin: f.o.Origin})
 		}
 	}
 }
@@ -230,7 +230,7 @@ func (f *knownRows) instance(w *instanceRow, read uint64, now time.Time, d *delt
 	if (changed || text != r.text) && len(w.word) > 0 {
 		word := statussync.CleanText(string(w.word), statussync.MaxWordText)
 		echo := changed && mine && r.ours.wroteWord(at, string(w.word))
-		d.after = append(d.after, &statussync.RecordSeen{ServerID: r.id, Word: word, Error: statussync.CleanText(string(w.errText), statussync.MaxErrorText), Echo: echo})
+		d.after = append(d.after, &statussync.RecordSeen{ServerID: r.id, Word: word, Error: statussync.CleanText(string(w.errText), statussync.MaxErrorText), Echo: echo, Origin: f.o.Origin})
 		if changed {
 			r.mine, r.wordAt = echo, now
 		}
@@ -239,7 +239,7 @@ func (f *knownRows) instance(w *instanceRow, read uint64, now time.Time, d *delt
 	if moved {
 		r.beat = raw
 		if dated && !mine {
-			d.after = append(d.after, &statussync.RowHeartbeat{ServerID: r.id, At: at, Read: read})
+			d.after = append(d.after, &statussync.RowHeartbeat{ServerID: r.id, At: at, Read: read, Origin: f.o.Origin})
 		}
 	}
 }
@@ -371,27 +371,6 @@ func (f *knownRows) refused(id, detail string) (known bool) {
 		f.fault(tableEnvironments, id, []string{detail})
 	}
 	return known
-}
-
-// unclaimed drops what is about servers and environments that others define.
-func (f *knownRows) unclaimed(obs []statussync.Observation) []statussync.Observation {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return slices.DeleteFunc(obs, func(o statussync.Observation) bool {
-		server, env := "", ""
-		switch o := o.(type) {
-		case *statussync.RecordSeen:
-			server = o.ServerID
-		case *statussync.RowHeartbeat:
-			server, env = o.ServerID, o.EnvironmentID
-		}
-		if server != "" {
-			r := f.rows[server]
-			return r == nil || r.foul
-		}
-		e := f.envs[env]
-		return e == nil || e.foul
-	})
 }
 
 // agents returns all tokens if one has changed since the last call.

@@ -63,6 +63,7 @@ func blackHole(t testing.TB, p *toxiproxy.Proxy) (away func(), back func() error
 
 // TestOutages loses the database in every way while agents report and rows change.
 func TestOutages(t *testing.T) {
+	t.Parallel()
 	c := pgtest.Start(t)
 	direct := migrated(t, c, 5, 4)
 	dsn, proxy := proxied(t, direct)
@@ -131,6 +132,7 @@ func TestOutages(t *testing.T) {
 
 // TestStartWithoutDatabase starts while there is none.
 func TestStartWithoutDatabase(t *testing.T) {
+	t.Parallel()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -148,6 +150,7 @@ func TestStartWithoutDatabase(t *testing.T) {
 
 // TestConnectionEnds ends the connections of the listener alone, as an administrator may: nothing is missed.
 func TestConnectionEnds(t *testing.T) {
+	t.Parallel()
 	r := readyRegistry(t, 1, 3, nil)
 	for i := range 5 {
 		r.exec("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()")

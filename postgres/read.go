@@ -157,8 +157,7 @@ type outcome struct{ updates []*statussync.Entry }
 const senders = 3
 
 // deltaSender hands deltas over while the next rows are being read. The deltas of one read are about different rows, so
-// their order doesn't matter, but where wait stands between them. Definitions are submitted before anything is said of
-// their servers, since whose they are must be known by then.
+// their order doesn't matter, but where wait stands between them.
 type deltaSender struct {
 	ctx  context.Context
 	r    *Registry
@@ -234,10 +233,7 @@ func (s *deltaSender) hand(d *delta) error {
 		return s.submit(d.after)
 	}
 	u.Origin = s.r.o.Origin
-	if err := s.submit([]statussync.Observation{u}); err != nil {
-		return err
-	}
-	return s.submit(s.r.fleet.unclaimed(d.after))
+	return s.submit(append([]statussync.Observation{u}, d.after...))
 }
 
 func (s *deltaSender) submit(obs []statussync.Observation) error {

@@ -14,6 +14,7 @@ import (
 )
 
 func TestRowsAreServers(t *testing.T) {
+	t.Parallel()
 	dsn := migrated(t, shared.Get(t), 2, 3)
 	pgtest.Exec(t, dsn, "insert into account_tool_instances (account_tool_environment_id, instance_name_on_toolbox) values ($1, 'no MCP server')", envID(1))
 	r := startRegistry(t, dsn, nil)
@@ -69,6 +70,7 @@ func TestRowsAreServers(t *testing.T) {
 
 // TestOldServersGo starts where a journal knows servers that the database lost meanwhile.
 func TestOldServersGo(t *testing.T) {
+	t.Parallel()
 	for _, withKnown := range []bool{true, false} {
 		t.Run(fmt.Sprint(withKnown), func(t *testing.T) {
 			dsn := migrated(t, shared.Get(t), 1, 3)
@@ -91,6 +93,7 @@ func TestOldServersGo(t *testing.T) {
 
 // TestMassDisappearance empties the table: it is read twice before that is believed.
 func TestMassDisappearance(t *testing.T) {
+	t.Parallel()
 	dsn := migrated(t, shared.Get(t), 1, 10)
 	r := startRegistry(t, dsn, func(o *Options) { o.Feed = FeedPoll })
 	r.until("all is read", func() bool { return len(r.servers()) == 10 })
@@ -114,6 +117,7 @@ func TestMassDisappearance(t *testing.T) {
 
 // TestHostileRows has rows that nobody should have written: they are named, and the others go on.
 func TestHostileRows(t *testing.T) {
+	t.Parallel()
 	dsn := migrated(t, shared.Get(t), 1, 1)
 	paths := []string{"@127.0.0.1:6379/", "//evil.example/", "/ok/path?x=1", "http://10.0.0.1/", "/a b", "/x#y", "\\\\host", "/%zz", ":6379/", "/" + strings.Repeat("x", 5000)}
 	for i, p := range paths {
@@ -155,6 +159,7 @@ func TestHostileRows(t *testing.T) {
 
 // TestForeignIDs has rows with ids that the configuration defines.
 func TestForeignIDs(t *testing.T) {
+	t.Parallel()
 	dsn := migrated(t, shared.Get(t), 1, 2)
 	r := startRegistry(t, dsn, func(o *Options) { o.Resync = time.Second })
 	r.until("all is read", func() bool { return len(r.servers()) == 2 })
@@ -180,6 +185,7 @@ func TestForeignIDs(t *testing.T) {
 
 // TestOtherPlatforms reads tables that differ.
 func TestOtherPlatforms(t *testing.T) {
+	t.Parallel()
 	dsn := shared.Get(t).Empty(t)
 	pgtest.Exec(t, dsn, `create schema agents;
 create table agents.account_tool_environments (id text primary key, public_ip_address inet, last_heartbeat_at timestamptz, status text);
@@ -215,6 +221,7 @@ insert into agents.account_tool_instances values ('weather', 'box-1', 'active', 
 
 // TestRights gives a role less and less.
 func TestRights(t *testing.T) {
+	t.Parallel()
 	c := shared.Get(t)
 	dsn := migrated(t, c, 1, 1)
 	name := dsn[strings.LastIndex(dsn, "/")+1 : strings.Index(dsn, "?")]

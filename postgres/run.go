@@ -60,6 +60,7 @@ func (r *Registry) Run(ctx context.Context, to statussync.Observer) error {
 	defer cancel()
 	l := &readLoop{r: r, to: to, quiet: quietMax, resyncAt: time.Now()}
 	l.read = func(progress func()) rowReader { return &database{r: r, s: r.shapeNow(), progress: progress} }
+	l.look, l.ping = l.inspect, l.pingPool
 	done := make(chan error, 2)
 	parts := 0
 	if r.feed != nil {
@@ -96,6 +97,8 @@ type readLoop struct {
 	r    *Registry
 	to   statussync.Observer
 	read func(progress func()) rowReader
+	look func(ctx context.Context) error // at what the database has
+	ping func(ctx context.Context) error
 
 	told     bool // the owner was told of the connection
 	up       bool
@@ -163,6 +166,7 @@ func (l *readLoop) turn(ctx context.Context, asked []*syncRequest) error {
 			r.wb.prime()
 			l.quiet = max(quietMax, min(4*took, 2*time.Minute))
 			r.synced(began, took, mail.since)
+			r.wb.reachable(true) // not before the rows' words are known as they are now
 		} // else everything is read again as soon as the database answers
 	case len(mail.instances)+len(mail.envs) > 0:
 		if err = l.some(ctx, mail.instances, mail.envs); err == nil {
@@ -217,7 +221,6 @@ func (l *readLoop) connected() {
 		r.reconnects.Add(1)
 		r.log.Info("the database answers again")
 	}
-	r.wb.reachable(true)
 	if r.o.Connection != nil {
 		r.o.Connection(true)
 	}
@@ -275,7 +278,7 @@ func (l *readLoop) patiently(ctx context.Context, f func(ctx context.Context, w 
 	return err
 }
 
-func (l *readLoop) ping(ctx context.Context) error {
+func (l *readLoop) pingPool(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, keepaliveEvery+time.Second)
 	defer cancel()
 	l.r.queries.Add(1)
@@ -303,10 +306,8 @@ func (l *readLoop) inspect(ctx context.Context) error {
 // full reads everything and hands over what differs.
 func (l *readLoop) full(ctx context.Context, keep bool) (outcome, error) {
 	r := l.r
-	if r.pool != nil {
-		if err := l.inspect(ctx); err != nil {
-			return outcome{}, err
-		}
+	if err := l.look(ctx); err != nil {
+		return outcome{}, err
 	}
 	l.connected() // told before what was missed is
 	s := r.newSender(ctx, l.to, keep)

@@ -581,7 +581,7 @@ func (f *knownRows) echoed(list []wordEcho) (obs []statussync.Observation, again
 			again = append(again, e.id)
 		case r.word == e.over:
 			r.word, r.mine = f.word([]byte(e.word)), true
-			obs = append(obs, &statussync.RecordSeen{ServerID: e.id, Word: e.word, Echo: true})
+			obs = append(obs, &statussync.RecordSeen{ServerID: e.id, Word: e.word, Echo: true, Origin: f.o.Origin})
 		}
 	}
 	return obs, again

@@ -48,6 +48,7 @@ func readyRegistry(t *testing.T, envs, each int, change func(*Options)) *registr
 
 // TestReportsAreWritten sends reports in all shapes.
 func TestReportsAreWritten(t *testing.T) {
+	t.Parallel()
 	r := readyRegistry(t, 2, 4, nil)
 	r.beat(1, `{"dtma_version":"0.1.0","system_status":{"cpu_load_percent":12.5,"memory":{"total_bytes":8,"active_bytes":1,"free_bytes":1,"used_bytes":1},"disk":{"error":"no"},"more":"kept"},
 "tool_statuses":[
@@ -146,6 +147,7 @@ func TestCommandsStay(t *testing.T) {
 
 // TestNoFeedback writes back for long, with every way of reading going on beside it: nothing follows from it.
 func TestNoFeedback(t *testing.T) {
+	t.Parallel()
 	r := readyRegistry(t, 3, 5, func(o *Options) { o.Resync = time.Second })
 	word := func(i int) string { return []string{"running", "exited"}[i/20%2] }
 	send := func(i int) {
@@ -230,6 +232,7 @@ func (r *registryRig) head(t *testing.T) uint64 {
 
 // TestSomeWordsAreMissing has a status column that lacks words.
 func TestSomeWordsAreMissing(t *testing.T) {
+	t.Parallel()
 	dsn := shared.Get(t).Empty(t)
 	pgtest.Exec(t, dsn, strings.ReplaceAll(strings.ReplaceAll(pgtest.Platform, "'stopped','exited',", "'stopped',"), "'error_runtime',", ""))
 	platform(t, dsn, 1, 3)
@@ -247,6 +250,7 @@ func TestSomeWordsAreMissing(t *testing.T) {
 
 // TestOneBadRow has a row that the database refuses to write: the others are written all the same.
 func TestOneBadRow(t *testing.T) {
+	t.Parallel()
 	r := readyRegistry(t, 2, 20, nil)
 	r.exec("create function refuse() returns trigger language plpgsql as $$ begin raise exception 'not this one' using errcode = '23514'; end $$; create trigger refuse before update on account_tool_instances for each row when (old.instance_name_on_toolbox = 's7') execute function refuse()")
 	var list []string
@@ -266,6 +270,7 @@ func TestOneBadRow(t *testing.T) {
 
 // TestNeverOlderOverNewer hands reports over in the wrong order, and has a row that somebody else wrote later.
 func TestNeverOlderOverNewer(t *testing.T) {
+	t.Parallel()
 	r := readyRegistry(t, 1, 2, nil)
 	now := time.Now()
 	report := func(word string) *statussync.AgentReport {
