@@ -35,6 +35,7 @@ func backLive(t *testing.T, rec *recorder, srv *realtimetest.Server, before int)
 
 // TestRealSockets: the losses of a running system over TCP.
 func TestRealSockets(t *testing.T) {
+	t.Parallel()
 	for name, fault := range map[string]func(*testing.T, *restartable){
 		"phx_error":         func(_ *testing.T, r *restartable) { r.srv.Crash() },
 		"phx_close":         func(_ *testing.T, r *restartable) { r.srv.CloseChannels() },
@@ -93,6 +94,7 @@ func (r *restartable) serve(t *testing.T) {
 
 // TestTLS: https is verified, and a project's own root is taken.
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	srv := realtimetest.New(realtimetest.Options{APIKey: apiKey})
 	hs := httptest.NewUnstartedServer(srv)
 	hs.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
@@ -198,6 +200,7 @@ func (r *rows) holds(want map[string]string) bool {
 
 // TestRowsOfPostgreSQL: what happens in a real database arrives, also where it happened while that or the server was away.
 func TestRowsOfPostgreSQL(t *testing.T) {
+	t.Parallel()
 	cluster := pgtest.Start(t, "synchronous_commit = on") // what was committed before the crash must be there after it
 	dsn := cluster.Database(t)
 	pgtest.Exec(t, dsn, `insert into auth.users (id) values ('00000000-0000-0000-0000-000000000001');
@@ -285,6 +288,7 @@ func (x *toxic) heal() { x.p.Toxics.ResetToxics(context.Background()) }
 
 // TestBadNetwork: slow, cut to pieces, reset, down, and (with E2E_FULL=1: it takes a minute) black-holed.
 func TestBadNetwork(t *testing.T) {
+	t.Parallel()
 	srv := realtimetest.New(realtimetest.Options{APIKey: apiKey, SubscribeDelay: 10 * time.Millisecond})
 	hs := httptest.NewServer(srv)
 	t.Cleanup(func() { srv.Close(); hs.Close() })
