@@ -314,7 +314,7 @@ func TestRefusedJoins(t *testing.T) {
 
 // TestSpacing: many clients that lose the same server come back spread out and never together; each tries on without limit.
 func TestSpacing(t *testing.T) {
-	const clients = 100
+	const clients = 60
 	type attempt struct{ first time.Duration }
 	var firsts [clients]attempt
 	perSecond := map[int64]int{}
@@ -353,11 +353,11 @@ func TestSpacing(t *testing.T) {
 			early++
 		}
 	}
-	if early < clients/4 || early > clients*3/4 {
+	if early < clients/5 || early > clients*4/5 { // a chance of one in a hundred thousand, were they even
 		t.Errorf("%d of %d first attempts in the first half of the first second", early, clients)
 	}
-	for s := int64(12); s < 600; s++ { // 100 clients every 5 s: 20 a second
-		if perSecond[s] > 55 {
+	for s := int64(12); s < 600; s++ { // 60 clients every 5 s: 12 a second
+		if perSecond[s] > 40 {
 			t.Errorf("%d attempts in second %d", perSecond[s], s)
 		}
 	}

@@ -123,7 +123,7 @@ func TestClean(t *testing.T) {
 	}
 }
 
-func TestTokenEnd(t *testing.T) {
+func TestTokenClaims(t *testing.T) {
 	now := time.Unix(1_700_000_000, 0)
 	for s, want := range map[string]time.Time{
 		"":                                 {},
@@ -136,12 +136,20 @@ func TestTokenEnd(t *testing.T) {
 		"h.eyJleHAiOi0xfQ.s":               {}, // {"exp":-1}
 		"h.eyJyb2xlIjoiYW5vbiJ9.s":         {}, // {"role":"anon"}
 	} {
-		if got := tokenEnd(s); !got.Equal(want) {
+		if got, _ := tokenClaims(s); !got.Equal(want) {
 			t.Errorf("%q ends %v, want %v", s, got, want)
 		}
 	}
+	// {"iat":1600000000,"exp":1600003600}, long ago: our clock is taken to be wrong.
+	old, err := parseToken(" h.eyJpYXQiOjE2MDAwMDAwMDAsImV4cCI6MTYwMDAwMzYwMH0.s\n")
+	if err != nil || old.life != time.Hour {
+		t.Fatal(old, err)
+	}
+	if old.planRefresh(now); !old.refreshAt.Equal(now.Add(58 * time.Minute)) {
+		t.Errorf("replaced in %s", old.refreshAt.Sub(now))
+	}
 	for left, want := range map[time.Duration]time.Duration{
-		time.Hour: 58 * time.Minute, 6 * time.Minute: 4 * time.Minute, 3 * time.Minute: 2 * time.Minute, time.Second: tokenRetry, -time.Hour: tokenRetry,
+		time.Hour: 58 * time.Minute, 6 * time.Minute: 4 * time.Minute, 3 * time.Minute: 2 * time.Minute, time.Second: tokenRetry, -time.Hour: skewedLife * 2 / 3,
 	} {
 		tk := token{expires: now.Add(left)}
 		tk.planRefresh(now)

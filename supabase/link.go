@@ -304,6 +304,8 @@ func (k *link) ended(err error) *loss {
 			what += ": " + k.f.clean(closed.Reason)
 		}
 		return lossOf(statussync.CodeUnavailable, quick, what)
+	case errors.Is(err, io.EOF):
+		return lossOf(statussync.CodeUnavailable, quick, "the connection was closed without a word")
 	}
 	return lossOf(statussync.CodeUnavailable, quick, "the connection was lost: "+k.f.clean(lastCause(err)))
 }

@@ -35,6 +35,7 @@ func backLive(t *testing.T, rec *recorder, srv *realtimetest.Server, before int)
 
 // TestRealSockets: the losses of a running system over TCP.
 func TestRealSockets(t *testing.T) {
+	t.Parallel()
 	for name, fault := range map[string]func(*testing.T, *restartable){
 		"phx_error":         func(_ *testing.T, r *restartable) { r.srv.Crash() },
 		"phx_close":         func(_ *testing.T, r *restartable) { r.srv.CloseChannels() },
@@ -93,6 +94,7 @@ func (r *restartable) serve(t *testing.T) {
 
 // TestTLS: https is verified, and a project's own root is taken.
 func TestTLS(t *testing.T) {
+	t.Parallel()
 	srv := realtimetest.New(realtimetest.Options{APIKey: apiKey})
 	hs := httptest.NewUnstartedServer(srv)
 	hs.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, 0)
@@ -198,7 +200,9 @@ func (r *rows) holds(want map[string]string) bool {
 
 // TestRowsOfPostgreSQL: what happens in a real database arrives, also where it happened while that or the server was away.
 func TestRowsOfPostgreSQL(t *testing.T) {
+	t.Parallel()
 	cluster := pgtest.Start(t, "synchronous_commit = on") // what was committed before the crash must be there after it
+	instructions(t, cluster)
 	dsn := cluster.Database(t)
 	pgtest.Exec(t, dsn, `insert into auth.users (id) values ('00000000-0000-0000-0000-000000000001');
 		insert into account_tool_environments (id, user_id) values ('00000000-0000-0000-0000-000000000002', '00000000-0000-0000-0000-000000000001')`)
@@ -257,6 +261,46 @@ func TestRowsOfPostgreSQL(t *testing.T) {
 	to.until(t, "what was changed while Realtime was away", same)
 }
 
+// instructions runs the statements of docs/supabase.md as an operator would, and sees whether the role can do what a feed
+// needs and nothing else.
+func instructions(t *testing.T, cluster *pgtest.Cluster) {
+	t.Helper()
+	doc, err := os.ReadFile("../docs/supabase.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dsn := cluster.Database(t)
+	pgtest.Exec(t, dsn, "create publication supabase_realtime") // a project has one
+	blocks := strings.Split(string(doc), "```sql")
+	for _, b := range blocks[1:] {
+		sql, _, _ := strings.Cut(b, "```")
+		pgtest.Exec(t, dsn, sql)
+	}
+	pgtest.Exec(t, dsn, `alter table account_tool_instances enable row level security;
+		insert into auth.users (id) values ('00000000-0000-0000-0000-000000000001');
+		insert into account_tool_environments (id, user_id) values ('00000000-0000-0000-0000-000000000002', '00000000-0000-0000-0000-000000000001');
+		insert into account_tool_instances (account_tool_environment_id) values ('00000000-0000-0000-0000-000000000002')`)
+	ctx := t.Context()
+	conn, err := pgx.Connect(ctx, dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	var tables, visible int
+	if err := conn.QueryRow(ctx, "select count(*) from pg_publication_tables where pubname = 'supabase_realtime'").Scan(&tables); err != nil || tables != 2 {
+		t.Errorf("%d tables are published: %v", tables, err)
+	}
+	if _, err := conn.Exec(ctx, "set role statussync_feed"); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.QueryRow(ctx, "select count(id) from account_tool_instances").Scan(&visible); err != nil || visible != 1 {
+		t.Errorf("the role sees %d rows: %v", visible, err)
+	}
+	if _, err := conn.Exec(ctx, "select runtime_details from account_tool_instances"); err == nil {
+		t.Error("the role may read more than it needs")
+	}
+}
+
 // toxic is a proxy with faults before a server.
 type toxic struct {
 	*testing.T
@@ -285,6 +329,7 @@ func (x *toxic) heal() { x.p.Toxics.ResetToxics(context.Background()) }
 
 // TestBadNetwork: slow, cut to pieces, reset, down, and (with E2E_FULL=1: it takes a minute) black-holed.
 func TestBadNetwork(t *testing.T) {
+	t.Parallel()
 	srv := realtimetest.New(realtimetest.Options{APIKey: apiKey, SubscribeDelay: 10 * time.Millisecond})
 	hs := httptest.NewServer(srv)
 	t.Cleanup(func() { srv.Close(); hs.Close() })

@@ -257,7 +257,7 @@ func (f *Feed) Run(ctx context.Context, to statussync.FeedReceiver) error {
 	}
 }
 
-// lost notes a loss, and tells of it where it is news.
+// lost notes a loss, and tells of it where it is news. wait is negative where the server itself tries again.
 func (f *Feed) lost(to statussync.FeedReceiver, l *loss, wait time.Duration) {
 	now := time.Now()
 	detail := l.err.Error()
@@ -272,8 +272,12 @@ func (f *Feed) lost(to statussync.FeedReceiver, l *loss, wait time.Duration) {
 			s.State, s.Since = StateJoining, now
 		}
 	})
+	about := []any{"error", l.err}
+	if wait >= 0 {
+		about = append(about, "retry_in", wait.Round(time.Millisecond))
+	}
 	if f.told == detail {
-		f.log.Debug("no Realtime channel yet", "error", l.err, "retry_in", max(wait, 0))
+		f.log.Debug("no Realtime channel yet", about...)
 		return
 	}
 	f.told = detail
@@ -281,7 +285,7 @@ func (f *Feed) lost(to statussync.FeedReceiver, l *loss, wait time.Duration) {
 	if l.pace == slow {
 		level = slog.LevelError
 	}
-	f.log.Log(context.Background(), level, "no Realtime channel", "error", l.err, "retry_in", max(wait, 0))
+	f.log.Log(context.Background(), level, "no Realtime channel", about...)
 	to.Lost(l.err)
 }
 
