@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"log/slog"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/agentopia/statussync"
 	"github.com/agentopia/statussync/httpapi"
+	"github.com/agentopia/statussync/hub"
 	"github.com/agentopia/statussync/postgres"
 	"github.com/agentopia/statussync/prom"
 	"github.com/agentopia/statussync/supabase"
@@ -50,7 +52,8 @@ type source interface {
 // platform is what only a platform's own database has.
 type platform struct {
 	registry *postgres.Registry
-	realtime *supabase.Feed // nil: another feed
+	realtime *supabase.Feed      // nil: another feed
+	log      *postgres.StatusLog // nil: updates are not written
 }
 
 // newDatabases makes what the configuration names. It connects to nothing.
@@ -100,6 +103,14 @@ func ofDatabase(o statussync.Origin) bool {
 
 func (d *databases) open(db *database, r *RegistryConfig, log *slog.Logger) error {
 	log = log.With("registry", db.name)
+	if q := r.SQL; q != nil {
+		source, err := postgres.NewSQL(postgres.SQLOptions{
+			DSN: string(q.DSN), Query: q.Query, Resync: time.Duration(q.Resync), Origin: db.origin, Logger: log,
+			Connection: func(connected bool) { d.setConnected(db.origin, connected) },
+		})
+		db.source = source
+		return err
+	}
 	p := r.platform()
 	o := postgres.Options{
 		DSN: string(p.DSN), Schema: p.Schema, Resync: time.Duration(p.Resync), WriteBack: p.WriteBack == nil || *p.WriteBack,
@@ -122,9 +133,40 @@ func (d *databases) open(db *database, r *RegistryConfig, log *slog.Logger) erro
 	default:
 		o.Feed = postgres.FeedMode(p.Feed)
 	}
-	pf.registry, err = postgres.New(o)
+	if pf.registry, err = postgres.New(o); err != nil {
+		return err
+	}
 	db.source = pf.registry
+	if p.Log.Off {
+		return nil
+	}
+	pf.log, err = postgres.NewStatusLog(postgres.StatusLogOptions{
+		DSN: string(p.DSN), Schema: p.Schema, Journal: d.s.hub, Checkpoint: &logCheckpoint{d.s.hub, db.name},
+		Retention: time.Duration(p.Log.Retention), Logger: log,
+	})
 	return err
+}
+
+// logCheckpoint keeps a status log's position among the hub's notes.
+type logCheckpoint struct {
+	hub  *hub.Hub
+	name string // of the registry
+}
+
+func (c *logCheckpoint) id() string {
+	sum := sha256.Sum256([]byte(c.name)) // a name may be longer than a note's id
+	return "status_log/" + hex.EncodeToString(sum[:8])
+}
+
+// Load implements postgres.Checkpoint.
+func (c *logCheckpoint) Load() (statussync.Cursor, bool) {
+	at, err := statussync.ParseCursor(string(c.hub.Remembered(c.id())))
+	return at, err == nil && !at.IsZero()
+}
+
+// Store implements postgres.Checkpoint.
+func (c *logCheckpoint) Store(ctx context.Context, at statussync.Cursor) error {
+	return c.hub.Remember(ctx, c.id(), []byte(at.String()))
 }
 
 // sinks are told of agents' heartbeats.
@@ -157,6 +199,13 @@ func (d *databases) known(o statussync.Origin) (servers, environments []string) 
 // begin puts in force what is known of the databases from before the start, but for what the configuration claims: its word
 // counts more than that of a table that somebody else writes. What a database defined that is not configured any more goes.
 func (d *databases) begin(ctx context.Context, claimed *statussync.RegistryUpdate) error {
+	for _, db := range d.list {
+		if db.platform != nil && db.platform.log != nil {
+			if err := db.platform.log.Begin(ctx); err != nil { // before anything is told
+				return err
+			}
+		}
+	}
 	servers, envs := map[string]bool{}, map[string]bool{}
 	for i := range claimed.Servers {
 		servers[claimed.Servers[i].ID] = true
@@ -312,6 +361,9 @@ func (d *databases) parts(ended chan<- error) []*part {
 	out := []*part{start("registries", ended, d.run)}
 	for _, db := range d.list {
 		out = append(out, start(registryPart+db.name, ended, func(ctx context.Context) error { return db.source.Run(ctx, d.s.hub) }))
+		if db.platform != nil && db.platform.log != nil {
+			out = append(out, start(registryPart+db.name+" (status log)", ended, db.platform.log.Run))
+		}
 	}
 	return out
 }
@@ -338,6 +390,13 @@ func (d *databases) Registries() []wire.Registry {
 				Detail: w.LastError, LastWritten: wire.Time{Time: w.LastWrite},
 			}
 		}
+		if db.platform != nil && db.platform.log != nil {
+			l := db.platform.log.Status()
+			r.StatusLog = &wire.StatusLog{Behind: l.Behind, Rows: l.Rows, Skipped: l.Skipped, Deleted: l.Deleted, Failed: l.Failed, Detail: l.LastError}
+			if !l.Cursor.IsZero() {
+				r.StatusLog.Cursor = l.Cursor.String()
+			}
+		}
 		out = append(out, r)
 	}
 	return out
@@ -345,7 +404,26 @@ func (d *databases) Registries() []wire.Registry {
 
 // Connections implements httpapi.Registries.
 func (d *databases) Connections(ctx context.Context, agentID string) ([]httpapi.AgentConnection, error) {
-	return nil, statussync.NewError(statussync.CodeNotFound, "no registry is a database that has agents", nil)
+	first := statussync.NewError(statussync.CodeNotFound, "no registry is a database that has agents", nil)
+	var found error = first
+	for _, db := range d.list {
+		if db.platform == nil {
+			continue
+		}
+		rows, err := db.platform.registry.Connections(ctx, agentID)
+		if err != nil {
+			if found == error(first) || statussync.CodeOf(err) != statussync.CodeNotFound {
+				found = err // who can't be asked might know the agent
+			}
+			continue
+		}
+		out := make([]httpapi.AgentConnection, len(rows))
+		for i, r := range rows {
+			out[i] = httpapi.AgentConnection{ID: r.ID, ServerID: r.ServerID, Active: r.Active, CreatedAt: r.CreatedAt}
+		}
+		return out, nil
+	}
+	return nil, found
 }
 
 // databases reads all databases again, or only the one that an origin names, and names the rows that can't be used.

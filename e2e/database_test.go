@@ -266,6 +266,7 @@ func (p *platform) migrate() {
 	if code, out, errs := cli(p.t, []string{"DATABASE_URL=" + p.dsn}, "migrate", "--apply"); code != 0 {
 		p.t.Fatalf("migrate: %d %s%s", code, out, errs)
 	}
+	p.exec("checkpoint") // the test's cluster does not wait for its disk, and must not lose this when it is killed
 }
 
 func TestPlatformDatabase(t *testing.T) {

@@ -179,7 +179,6 @@ func (r *SQLRegistry) read(ctx context.Context) (*sqlFound, error) {
 	c.ConnectTimeout = DefaultConnectTimeout
 	c.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol // everything comes as text
 	c.RuntimeParams["application_name"] = "statussync"
-	c.RuntimeParams["default_transaction_read_only"] = "on" // a query, not a change
 	conn, err := pgx.ConnectConfig(ctx, c)
 	if err != nil {
 		return nil, err
@@ -189,7 +188,12 @@ func (r *SQLRegistry) read(ctx context.Context) (*sqlFound, error) {
 		defer cancel()
 		_ = conn.Close(end) // it only read
 	}()
-	rows, err := conn.Query(ctx, r.o.Query)
+	tx, err := conn.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadOnly}) // a query, not a change
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = tx.Rollback(ctx) }() // before the connection is closed
+	rows, err := tx.Query(ctx, r.o.Query)
 	if err != nil {
 		return nil, err
 	}

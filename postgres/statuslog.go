@@ -466,7 +466,15 @@ select (select count(*) from k), (select count(*) from n)`
 	ctx, cancel := context.WithTimeout(ctx, logTimeout)
 	defer cancel()
 	var kept, inserted uint64
-	if err := w.conn.QueryRow(ctx, query, args...).Scan(&kept, &inserted); err != nil {
+	err := pgx.BeginFunc(ctx, w.conn, func(tx pgx.Tx) error {
+		// The position moves on behind this: a crash of the database must not lose what was written. Within the
+		// transaction, because poolers share sessions.
+		if _, err := tx.Exec(ctx, `set local synchronous_commit = on`); err != nil {
+			return err
+		}
+		return tx.QueryRow(ctx, query, args...).Scan(&kept, &inserted)
+	})
+	if err != nil {
 		return err
 	}
 	w.l.mu.Lock()

@@ -45,6 +45,7 @@ type StatusLog struct {
 	Behind  uint64 `json:"behind" doc:"Entries of the journal that are still to be looked at."`
 	Rows    uint64 `json:"rows" doc:"Written since the start of the service."`
 	Skipped uint64 `json:"skipped" doc:"Updates of servers that the database does not have any more."`
+	Failed  uint64 `json:"failed,omitzero" doc:"Updates that the database refused for what is in them."`
 	Deleted uint64 `json:"deleted,omitzero" doc:"Rows deleted because they were older than the retention."`
 	Detail  string `json:"detail,omitempty"`
 }

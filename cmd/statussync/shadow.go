@@ -11,6 +11,7 @@ import (
 	"github.com/agentopia/statussync"
 	"github.com/agentopia/statussync/app"
 	"github.com/agentopia/statussync/client"
+	"github.com/agentopia/statussync/postgres"
 	"github.com/agentopia/statussync/shadow"
 	"github.com/agentopia/statussync/wire"
 )
@@ -69,7 +70,7 @@ Exit code 1 where anything differs.`,
 			return c.talk(func(cl *client.Client) error {
 				p := printer{c.stdout, c.colour()}
 				r, err := shadow.Run(cmd.Context(), shadow.Options{
-					Log: &shadow.Database{DSN: dsn, Schema: db.schema}, Ours: ours{cl}, Since: since, Tolerance: tolerance, Follow: follow, Now: c.now,
+					Log: &shadow.Database{DSN: dsn, Schema: db.schema, Ours: postgres.OwnLogRow}, Ours: ours{cl}, Since: since, Tolerance: tolerance, Follow: follow, Now: c.now,
 					Tell: func(d *shadow.Difference) error {
 						if c.json() && !follow {
 							return nil
