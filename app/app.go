@@ -403,7 +403,7 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, 
 		parts = append(parts, start("service manager", ended, s.notifier.Run))
 	}
 	base := s.baseURL()
-	s.log.Info("serving", "url", base, "servers", len(s.config.Servers)+s.imports.stats().servers, "environments", len(s.config.Environments), "data", s.config.Data)
+	s.log.Info("serving", "url", base, "servers", len(s.config.Servers)+s.imports.stats().servers, "environments", len(s.config.Environments), "registries", len(s.config.Registries), "data", s.config.Data)
 	onReady(Ready{BaseURL: base, Hub: s.hub})
 	select {
 	case <-ctx.Done():

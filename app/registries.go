@@ -332,6 +332,11 @@ func (d *databases) run(ctx context.Context) error {
 		d.connected, d.tokens = map[statussync.Origin]bool{}, map[string]map[[sha256.Size]byte]string{}
 		d.mu.Unlock()
 		for o, is := range connected {
+			for _, db := range d.list {
+				if is && db.origin == o {
+					d.log.Info("a database can be read", "registry", db.name)
+				}
+			}
 			if err := d.s.hub.Observe(ctx, &statussync.DatabaseConnection{Origin: o, Connected: is}); err != nil && ctx.Err() == nil {
 				d.log.Error("the state of a database connection was not taken", "origin", string(o), "error", err)
 			}
@@ -380,6 +385,9 @@ func (d *databases) Registries() []wire.Registry {
 			Name: db.name, Kind: db.kind, Feed: st.Feed, Detail: firstOf(st.LastError, st.FeedCause), LagMS: wire.Millis(max(st.Lag, st.Oldest)), Reconnects: st.Reconnects,
 			LastSync: wire.Time{Time: st.LastSync}, SyncDurationMS: wire.Millis(st.SyncTook), Servers: st.Servers, Environments: st.Environments,
 			FaultsCount: st.FaultsCount, Missing: st.Missing,
+		}
+		if r.Feed == statussync.FeedDown && r.Detail == "" {
+			r.Detail = "it was not reached yet"
 		}
 		for _, f := range st.Faults[:min(len(st.Faults), maxShownFaults)] {
 			r.Faults = append(r.Faults, wire.RegistryFault{Table: f.Table, ID: f.ID, Detail: f.Detail})

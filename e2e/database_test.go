@@ -275,6 +275,9 @@ func TestPlatformDatabase(t *testing.T) {
 	t.Run("a heartbeat with a row's token", func(t *testing.T) { testRowHeartbeats(t, cluster) })
 	t.Run("hostile rows", func(t *testing.T) { testHostileRows(t, cluster) })
 	t.Run("ids that conflict", func(t *testing.T) { testRowConflicts(t, cluster) })
+	t.Run("a role with few rights", func(t *testing.T) { testLeastRights(t, cluster) })
+	t.Run("any table", func(t *testing.T) { testAnyTable(t, cluster) })
+	t.Run("shadow", func(t *testing.T) { testShadow(t, cluster) })
 	t.Run("realtime", func(t *testing.T) { testRealtime(t, cluster) })
 	t.Run("black-holed", func(t *testing.T) {
 		p := newPlatform(t, cluster, 2, 4)
@@ -642,3 +645,132 @@ func decode(t testing.TB, b []byte, out any) {
 }
 
 func jsonOf(v any) ([]byte, error) { return json.Marshal(v) }
+
+// testLeastRights: with exactly the rights that migrate --check asks for everything works; with fewer, it is said which one
+// is missing.
+func testLeastRights(t *testing.T, cluster *pgtest.Cluster) {
+	p := newPlatform(t, cluster, 1, 2)
+	p.exec(`drop role if exists syncer`)
+	p.exec(`create role syncer login`)
+	p.exec(`revoke all on schema public from public`)
+	u, err := url.Parse(p.dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	role := cluster.DSNAs("syncer", strings.TrimPrefix(u.Path, "/"))
+	type report struct {
+		OK    bool `json:"ok"`
+		Items []struct {
+			Feature string   `json:"feature"`
+			OK      bool     `json:"ok"`
+			Grants  []string `json:"grants"`
+		} `json:"items"`
+	}
+	check := func(want int) (r report) {
+		t.Helper()
+		code, out, errs := cli(t, []string{"DATABASE_URL=" + role}, "migrate", "--check", "-o", "json")
+		if code != want {
+			t.Fatalf("migrate --check: %d %s%s", code, out, errs)
+		}
+		decode(t, []byte(out), &r)
+		return r
+	}
+	p.migrate()
+	before := check(1)
+	// Without any right the service runs, and says what it lacks.
+	s := startService(t, obj{"registries": list{obj{"postgres": obj{"dsn": role, "resync": "1s"}}}})
+	waitFor(t, 60*time.Second, "the missing right", func() (bool, string) {
+		r := s.waitFeed("down")
+		return strings.Contains(r.Detail, "syncer lacks USAGE on schema public"), r.Detail
+	})
+	for _, item := range before.Items {
+		if strings.Contains(item.Feature, "delete") { // retention is off
+			continue
+		}
+		for _, g := range item.Grants {
+			p.exec(g)
+		}
+	}
+	for _, item := range check(0).Items {
+		if !item.OK && !strings.Contains(item.Feature, "delete") {
+			t.Errorf("%+v", item)
+		}
+	}
+	if r := s.waitFeed("live"); len(r.Missing) > 0 {
+		t.Errorf("%+v", r)
+	}
+	s.postHeartbeat(rowToken(1), heartbeat(container(toolName(1), "running", "Up 2 hours"), container(toolName(2), "exited", "Exited (3) 5 seconds ago")))
+	waitFor(t, 60*time.Second, "the write-back", func() (bool, string) {
+		v := p.value(`select status_on_toolbox::text from account_tool_instances where id = $1`, instanceID(2))
+		return v == "exited", v
+	})
+	p.logIsComplete(s)
+}
+
+// testAnyTable: one query over any table defines servers.
+func testAnyTable(t *testing.T, cluster *pgtest.Cluster) {
+	dsn := cluster.Empty(t)
+	pgtest.Exec(t, dsn, `create table inventory (key text, title text, url text, tags jsonb)`)
+	pgtest.Exec(t, dsn, `insert into inventory values ('crm', 'CRM', 'https://crm.example.com/mcp', '{"team":"core"}'), ('bad id!', '', '', null), ('ftp', 'FTP', 'ftp://x', null)`)
+	s := startService(t, obj{"registries": list{obj{"name": "inventory", "sql": obj{
+		"driver": "postgres", "dsn": dsn, "resync": "1s", "query": "select key as id, title as name, url as endpoint, tags as labels, 'none' as ignored from inventory",
+	}}}, "probe": obj{"kind": "none"}})
+	s.waitServer("crm")
+	var v struct {
+		Name     string            `json:"name"`
+		Endpoint string            `json:"endpoint"`
+		Origin   string            `json:"origin"`
+		Labels   map[string]string `json:"labels"`
+	}
+	s.getJSON("/api/v1/servers/crm", &v)
+	if v.Name != "CRM" || v.Endpoint != "https://crm.example.com/mcp" || v.Origin != "postgres:inventory" || v.Labels["team"] != "core" {
+		t.Errorf("%+v", v)
+	}
+	if r := s.waitFeed("polling"); r.FaultsCount != 2 || r.Servers != 2 {
+		t.Errorf("%+v", r)
+	}
+	pgtest.Exec(t, dsn, `delete from inventory where key = 'ftp'`)
+	waitFor(t, 60*time.Second, "the removal", func() (bool, string) {
+		code, b := s.request("GET", "/api/v1/servers/ftp", nil)
+		return code == 404, string(b)
+	})
+	pgtest.Exec(t, dsn, `drop table inventory`)
+	s.waitFeed("down")
+	s.waitServer("crm") // what was known stays
+}
+
+// testShadow: what another service wrote is compared with what this one said.
+func testShadow(t *testing.T, cluster *pgtest.Cluster) {
+	p := newPlatform(t, cluster, 1, 2)
+	s := startService(t, p.conf(obj{"resync": "1s"}))
+	s.waitServer(instanceID(2))
+	s.postHeartbeat(rowToken(1), heartbeat(container(toolName(1), "running", "Up 2 hours"), container(toolName(2), "running", "Up 2 hours")))
+	s.waitStatus(60*time.Second, instanceID(1), "running", "healthy", "ok")
+	s.waitStatus(60*time.Second, instanceID(2), "running", "healthy", "ok")
+	p.logIsComplete(s)
+	env := []string{"DATABASE_URL=" + p.dsn, "STATUSSYNC_SERVER=" + s.base}
+	other := `insert into mcp_server_status_logs (server_id, current_status, source, details) values ($1, $2, 'heartbeat', 'health check')`
+	p.exec(other, instanceID(1), `{"state":"running","health":"healthy","uptime":7}`)
+	if code, out, errs := cli(t, env, "shadow"); code != 0 || !strings.Contains(out, "1 row, 2 status_on_toolbox compared") {
+		t.Errorf("where the two agree: %d %s%s", code, out, errs)
+	}
+	p.exec(other, instanceID(2), `{"state":"error","health":"unhealthy"}`)
+	code, out, errs := cli(t, env, "shadow", "-o", "json")
+	var r struct {
+		Rows        int `json:"rows"`
+		Differences []struct {
+			ServerID string `json:"server_id"`
+			Theirs   struct{ State, Health string }
+			Ours     struct{ State, Health, Reason string }
+			Why      string `json:"why"`
+		} `json:"differences"`
+	}
+	decode(t, []byte(out), &r)
+	if code != 1 || r.Rows != 2 || len(r.Differences) != 1 || r.Differences[0].ServerID != instanceID(2) || r.Differences[0].Theirs.State != "error" ||
+		r.Differences[0].Ours.State != "running" || r.Differences[0].Ours.Reason != "ok" || r.Differences[0].Why == "" {
+		t.Errorf("where they differ: %d %s%s", code, out, errs)
+	}
+	if code, out, errs := cli(t, []string{"STATUSSYNC_SERVER=" + s.base}, "shadow", "--dsn", "postgres://u:hushhush@127.0.0.1:1/x"); code != 3 || strings.Contains(out+errs, "hushhush") {
+		t.Errorf("no database: %d %s%s", code, out, errs)
+	}
+}
