@@ -331,3 +331,36 @@ func TestStorable(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// TestOtherTools has a row that is no MCP server: its agent's reports are written, and nobody is told of it.
+func TestOtherTools(t *testing.T) {
+	t.Parallel()
+	r := readyRegistry(t, 2, 1, nil)
+	r.exec("insert into account_tool_instances (id, account_tool_environment_id, instance_name_on_toolbox, status_on_toolbox) values ($1, $2, 'tool', 'starting')", instID(9), envID(1))
+	if _, _, err := r.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	const word = "select status_on_toolbox, last_heartbeat_from_dtma is not null from account_tool_instances where id = $1"
+	r.beat(2, `{"tool_statuses":[{"account_tool_instance_id":"`+instID(9)+`","status_on_toolbox":"running"}]}`)
+	r.written()
+	if got := r.row(word, instID(9)); got != "starting|f" {
+		t.Error("another environment's agent wrote it:", got)
+	}
+	r.beat(1, `{"tool_statuses":[{"account_tool_instance_id":"`+instID(9)+`","status_on_toolbox":"running"}]}`)
+	r.written()
+	if got := r.row(word, instID(9)); got != "running|t" {
+		t.Error(got)
+	}
+	if n := len(r.servers()); n != 2 || r.Status().Servers != 2 {
+		t.Error(n, "servers")
+	}
+	r.exec("update account_tool_instances set mcp_server_type = 'x', status_on_toolbox = 'error' where id = $1", instID(9))
+	r.until("it becomes a server", func() bool { return r.state(instID(9)) == "error/unhealthy" })
+	r.exec("update account_tool_instances set mcp_server_type = null where id = $1", instID(9))
+	r.until("and none again", func() bool { return r.state(instID(9)) == "" })
+	if _, _, err := r.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.exec("update account_tool_instances set mcp_server_type = 'x' where id = $1", instID(9))
+	r.until("and one again", func() bool { return r.state(instID(9)) == "error/unhealthy" })
+}
