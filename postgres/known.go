@@ -36,9 +36,8 @@ type envState struct {
 	id     string
 	def    uint64 // hash of the defining columns
 	token  [sha256.Size]byte
-	has    bool // a token
-	beat   time.Time
-	raw    uint64 // hash of beat as it was read
+	has    bool   // a token
+	raw    uint64 // hash of the heartbeat as it was read
 	gen    uint64
 	foul   bool // another registry defines it
 	known  bool // read, and not only named by an instance

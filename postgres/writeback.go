@@ -42,7 +42,9 @@ type writeBack struct {
 	envs  map[string]*envWrite
 	rows  map[string]*rowWrite
 	since time.Time // of the oldest that waits
-	n     WriteBackStatus
+	// sending is how many rows are on their way.
+	sending int
+	n       WriteBackStatus
 }
 
 // envWrite is what an environment's row will be told.
@@ -78,7 +80,7 @@ func (b *writeBack) status() WriteBackStatus {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	n := b.n
-	n.Enabled, n.Queued = b.r.o.WriteBack, len(b.envs)+len(b.rows)
+	n.Enabled, n.Queued = b.r.o.WriteBack, len(b.envs)+len(b.rows)+b.sending
 	if !b.since.IsZero() {
 		n.Oldest = time.Since(b.since)
 	}
@@ -189,11 +191,14 @@ func (b *writeBack) flush(ctx context.Context) (ok bool) {
 		}
 		s := b.r.shapeNow()
 		if s == nil || s.write == "" {
+			b.sent()
 			b.fail(nil, nil, errors.New("the role may write nothing of what a report tells"))
 			return true
 		}
 		b.decide(rows, s)
-		if err := b.send(ctx, s, envs, rows); err != nil {
+		err := b.send(ctx, s, envs, rows)
+		b.sent()
+		if err != nil {
 			b.fail(envs, rows, err)
 			return false
 		}
@@ -202,6 +207,12 @@ func (b *writeBack) flush(ctx context.Context) (ok bool) {
 		}
 	}
 	return true
+}
+
+func (b *writeBack) sent() {
+	b.mu.Lock()
+	b.sending = 0
+	b.mu.Unlock()
 }
 
 // take removes what waits, up to what one statement holds.
@@ -225,6 +236,7 @@ func (b *writeBack) take() (envs []*envWrite, rows []*rowWrite, more bool) {
 		rows = append(rows, w)
 		delete(b.rows, id)
 	}
+	b.sending = len(envs) + len(rows)
 	more = len(b.envs)+len(b.rows) > 0
 	if !more {
 		b.since = time.Time{}

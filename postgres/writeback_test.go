@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -148,7 +149,37 @@ func TestCommandsStay(t *testing.T) {
 // TestNoFeedback writes back for long, with every way of reading going on beside it: nothing follows from it.
 func TestNoFeedback(t *testing.T) {
 	t.Parallel()
-	r := readyRegistry(t, 3, 5, func(o *Options) { o.Resync = time.Second })
+	t.Run("notify", func(t *testing.T) {
+		t.Parallel()
+		noFeedback(t, func(o *Options) { o.Resync = time.Second })
+	})
+	t.Run("a feed that tells of what we write", func(t *testing.T) {
+		t.Parallel()
+		noFeedback(t, func(o *Options) { o.ChangeFeed = chatter{} })
+	})
+}
+
+// chatter is a feed that tells of every row all the time, as Realtime does while we write.
+type chatter struct{}
+
+func (chatter) Run(ctx context.Context, to statussync.FeedReceiver) error {
+	to.Live()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			for i := 1; i <= 15; i++ {
+				to.Changed([]statussync.RowChange{{Table: tableInstances, ID: instID(i)}, {Table: tableEnvironments, ID: envID((i-1)/5 + 1)}})
+			}
+		}
+	}
+}
+
+func noFeedback(t *testing.T, change func(*Options)) {
+	r := readyRegistry(t, 3, 5, change)
 	word := func(i int) string { return []string{"running", "exited"}[i/20%2] }
 	send := func(i int) {
 		for e := 1; e <= 3; e++ {
@@ -187,7 +218,7 @@ func TestNoFeedback(t *testing.T) {
 	if at := r.head(t); at != quiet {
 		t.Errorf("%d entries followed from heartbeats alone", at-quiet)
 	}
-	if n := r.Status().Changes; n != changes {
+	if n := r.Status().Changes; n != changes && r.o.ChangeFeed == nil {
 		t.Errorf("%d changes came through the feed", n-changes)
 	}
 	// Words that we change: the update is the agent's, once, and the echo adds nothing.
