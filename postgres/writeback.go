@@ -33,6 +33,8 @@ const (
 // writeBack writes agents' reports into the platform's rows. What waits is the newest of each row, so hours without a
 // database cost one row each.
 type writeBack struct {
+	sending int // rows that are on their way; guarded by mu
+
 	r      *Registry
 	wake   chan struct{}   // has room for one
 	echoes chan []wordEcho // what was written, for who reads
@@ -42,9 +44,7 @@ type writeBack struct {
 	envs  map[string]*envWrite
 	rows  map[string]*rowWrite
 	since time.Time // of the oldest that waits
-	// sending is how many rows are on their way.
-	sending int
-	n       WriteBackStatus
+	n     WriteBackStatus
 }
 
 // envWrite is what an environment's row will be told.
