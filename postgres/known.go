@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"hash/maphash"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -28,6 +27,7 @@ type knownRows struct {
 	gen        uint64 // of the full read
 	reads      uint64
 	tokens     bool // some token has changed since told
+	servers    int  // rows that are MCP servers
 }
 
 type faultKey struct{ table, id string }
@@ -36,9 +36,8 @@ type envState struct {
 	id     string
 	def    uint64 // hash of the defining columns
 	token  [sha256.Size]byte
-	has    bool // a token
-	beat   time.Time
-	raw    uint64 // hash of beat as it was read
+	has    bool   // a token
+	raw    uint64 // hash of the heartbeat as it was read
 	gen    uint64
 	foul   bool // another registry defines it
 	known  bool // read, and not only named by an instance
@@ -60,6 +59,7 @@ type rowState struct {
 	// wordAt is when word was first seen. A report from before cannot have answered it.
 	wordAt time.Time
 	mine   bool // word is what we wrote
+	server bool // an MCP server; others are known only to write reports back
 	foul   bool
 	ours   *ours     // nil: never written
 	next   *rowState // another of the same environment and name
@@ -190,18 +190,29 @@ func (f *knownRows) newEnvironment(id string) *envState {
 	return e
 }
 
-// instance takes a row. It is called with f.mu held.
-func (f *knownRows) instance(w *instanceRow, read uint64, now time.Time, d *delta) {
+// instance takes a row, and reports whether it is there: a server that is none any more is gone. It is called with f.mu held.
+func (f *knownRows) instance(w *instanceRow, read uint64, now time.Time, d *delta) bool {
 	r := f.rows[string(w.id)]
+	if w.typ == nil && r != nil && r.server {
+		return false
+	}
 	if r == nil {
 		if fault := faultOfID(string(w.id)); fault != "" {
 			f.fault(tableInstances, statussync.CleanText(string(w.id), statussync.MaxWordText), []string{fault})
-			return
+			return true
 		}
 		r = &rowState{id: string(w.id)}
 		f.rows[r.id] = r
 	}
-	first := r.read == 0
+	if w.typ == nil {
+		f.tool(r, w, read, now)
+		return true
+	}
+	first := !r.server
+	if first {
+		r.server, r.word, r.text, r.beat = true, "", 0, 0
+		f.servers++
+	}
 	r.gen, r.read = f.gen, read
 	def := f.hash(w.env, w.name, w.typ, w.transport, w.path, w.caps)
 	if first || def != r.def || r.foul {
@@ -219,7 +230,7 @@ func (f *knownRows) instance(w *instanceRow, read uint64, now time.Time, d *delt
 	text := f.hash(w.errText)
 	changed := string(w.word) != r.word
 	if !moved && !changed && text == r.text {
-		return
+		return true
 	}
 	var at time.Time
 	mine, dated := false, false
@@ -241,6 +252,22 @@ func (f *knownRows) instance(w *instanceRow, read uint64, now time.Time, d *delt
 		if dated && !mine {
 			d.after = append(d.after, &statussync.RowHeartbeat{ServerID: r.id, At: at, Read: read, Origin: f.o.Origin})
 		}
+	}
+	return true
+}
+
+// tool takes a row that is no MCP server. Nobody is told of it; what its agent reports is written into it like into others.
+func (f *knownRows) tool(r *rowState, w *instanceRow, read uint64, now time.Time) {
+	r.gen, r.read = f.gen, read
+	if def := f.hash(w.env, w.name); r.env == nil || def != r.def {
+		s, _ := w.server(f.o.Origin)
+		f.place(r, s.EnvironmentID, s.Name)
+		r.def = def
+	}
+	if string(w.word) != r.word {
+		at, ok := timeOf(w.beat)
+		r.mine, r.wordAt = ok && r.ours != nil && r.ours.wroteWord(at, string(w.word)), now
+		r.word = f.word(w.word)
 	}
 }
 
@@ -302,13 +329,16 @@ func (f *knownRows) forgetEnv(e *envState) {
 	}
 }
 
-// gone lists what the full read that began last has not seen.
-func (f *knownRows) gone() (rows, envs []string) {
+// gone lists what the full read that began last has not seen; servers is how many of the rows are such.
+func (f *knownRows) gone() (rows, envs []string, servers int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for id, r := range f.rows {
 		if r.gen != f.gen {
 			rows = append(rows, id)
+			if r.server {
+				servers++
+			}
 		}
 	}
 	for id, e := range f.envs {
@@ -318,7 +348,7 @@ func (f *knownRows) gone() (rows, envs []string) {
 	}
 	slices.Sort(rows)
 	slices.Sort(envs)
-	return rows, envs
+	return rows, envs, servers
 }
 
 // remove forgets rows that are not there any more.
@@ -333,6 +363,10 @@ func (f *knownRows) remove(rows, envs []string, d *delta) {
 		delete(f.rows, id)
 		f.fault(tableInstances, id, nil)
 		f.unplace(r)
+		if !r.server {
+			continue
+		}
+		f.servers--
 		if !r.foul {
 			d.update.RemovedServers = append(d.update.RemovedServers, id)
 		}
@@ -362,7 +396,7 @@ func lost(missing, known int) bool { return missing > 5 && missing*5 > known }
 func (f *knownRows) refused(id, detail string) (known bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if r := f.rows[id]; r != nil && !strings.HasPrefix(detail, "environment ") {
+	if r := f.rows[id]; r != nil && r.server && !strings.HasPrefix(detail, "environment ") {
 		known, r.foul = true, true
 		f.fault(tableInstances, id, []string{detail})
 	}
@@ -402,25 +436,47 @@ func (f *knownRows) stats() (envs, servers int, faults []RowFault, count int) {
 			envs++
 		}
 	}
-	ids := slices.SortedFunc(maps.Keys(f.faults), func(a, b faultKey) int {
-		return cmp.Or(cmp.Compare(a.table, b.table), cmp.Compare(a.id, b.id))
-	})
-	for _, k := range ids[:min(len(ids), maxFaults)] {
+	order := func(a, b faultKey) int { return cmp.Or(cmp.Compare(a.table, b.table), cmp.Compare(a.id, b.id)) }
+	var first []faultKey // the first maxFaults of all, which may be as many as there are rows
+	for k := range f.faults {
+		i, _ := slices.BinarySearchFunc(first, k, order)
+		if i == maxFaults {
+			continue
+		}
+		first = slices.Insert(first, i, k)
+		first = first[:min(len(first), maxFaults)]
+	}
+	for _, k := range first {
 		faults = append(faults, RowFault{Table: k.table, ID: k.id, Detail: strings.Join(f.faults[k], "; ")})
 	}
-	return envs, len(f.rows), faults, f.faultCount
+	return envs, f.servers, faults, f.faultCount
 }
 
-// known tells how many servers there are, and which of ids are among them.
-func (f *knownRows) known(ids []string) (servers int, of []string) {
+// known tells how many servers there are, and which of ids are known rows, and how many of these are servers.
+func (f *knownRows) known(ids []string) (servers int, of []string, ofServers int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, id := range ids {
-		if f.rows[id] != nil {
+		if r := f.rows[id]; r != nil {
+			of = append(of, id)
+			if r.server {
+				ofServers++
+			}
+		}
+	}
+	return f.servers, of, ofServers
+}
+
+// serversOf tells which of ids are servers.
+func (f *knownRows) serversOf(ids []string) (of []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, id := range ids {
+		if r := f.rows[id]; r != nil && r.server {
 			of = append(of, id)
 		}
 	}
-	return len(f.rows), of
+	return of
 }
 
 func (f *knownRows) knownEnvironments(ids []string) (of []string) {

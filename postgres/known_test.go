@@ -49,7 +49,7 @@ func TestOnlyDifferencesCount(t *testing.T) {
 		{nil, "n", "error", text(2), "[error false]"},                                                                         // somebody else's word beside our heartbeat
 		{func() { wrote(3, "running") }, "n", "error", text(3), "[]"},                                                         // ours was guarded
 		{func() { wrote(4, ""); wrote(5, "") }, "n", "error", text(4), "[]"},                                                  // read as it was before the newest
-		{nil, "m", "error", text(6), "[define x beat 06 beat 06]"},                                                             // its agent reports elsewhere
+		{nil, "m", "error", text(6), "[define x beat 06 beat 06]"},                                                            // its agent reports elsewhere
 		{func() { k.refused("x", "server x is defined by config") }, "m", "error", text(6), "[define x error false beat 06]"}, // offered again as a whole
 	} {
 		if step.before != nil {

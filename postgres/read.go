@@ -32,10 +32,13 @@ type database struct {
 	progress func()
 }
 
+// beginRead also bounds each statement: one whose reader is gone must not go on for ever.
+const beginRead = "begin isolation level repeatable read read only; set local statement_timeout = '2min'"
+
 func (d *database) all(ctx context.Context, env func(*environmentRow) error, instance func(*instanceRow) error) error {
 	d.r.queries.Add(2)
 	// One snapshot: an instance never belongs to an environment that this read does not show.
-	tx, err := d.r.pool.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+	tx, err := d.r.pool.BeginTx(ctx, pgx.TxOptions{BeginQuery: beginRead})
 	if err != nil {
 		return err
 	}

@@ -27,7 +27,8 @@ func TestMain(m *testing.M) {
 	shared.Close()
 	if code == 0 {
 		// pgx closes a connection that was given up in the background, for which a frozen server is waited for.
-		if err := goleak.Find(goleak.IgnoreAnyFunction("github.com/jackc/pgx/v5/pgconn.(*PgConn).asyncClose.func1")); err != nil {
+		if err := goleak.Find(goleak.IgnoreAnyFunction("github.com/jackc/pgx/v5/pgconn.(*PgConn).asyncClose.func1"),
+			goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run")); err != nil { // the proxy leaves some behind where it is cut
 			fmt.Fprintln(os.Stderr, err)
 			code = 1
 		}

@@ -109,6 +109,7 @@ type readLoop struct {
 	quiet    time.Duration
 	primed   bool // a full read was completed
 	lastText string
+	saidAt   time.Time // when the failure was logged
 }
 
 func (l *readLoop) run(ctx context.Context) error {
@@ -238,7 +239,8 @@ func (l *readLoop) failed(err error) {
 	r.mu.Lock()
 	r.reachable, r.lastError = false, text
 	r.mu.Unlock()
-	if was || text != l.lastText {
+	if was || text != l.lastText && time.Since(l.saidAt) > 30*time.Second { // the text may name another port each time
+		l.saidAt = time.Now()
 		r.log.Warn("the database cannot be read; trying again", "error", text)
 	}
 	l.lastText = text
@@ -365,11 +367,11 @@ func (l *readLoop) scan(ctx context.Context, s *deltaSender) error {
 // vanished removes what a full read has not seen. A mass of it is believed when it is read twice.
 func (l *readLoop) vanished(ctx context.Context, s *deltaSender) error {
 	r, f := l.r, l.r.fleet
-	rows, envs := f.gone()
+	rows, envs, servers := f.gone()
 	strayRows, strayEnvs := l.strays()
-	known, _ := f.known(nil)
-	if lost(len(rows)+len(strayRows), known+len(strayRows)) {
-		r.log.Warn("many servers have vanished from the database at once; it is read again before that is believed", "vanished", len(rows)+len(strayRows), "of", known+len(strayRows))
+	known, _, _ := f.known(nil)
+	if vanished, of := servers+len(strayRows), known+len(strayRows); lost(vanished, of) {
+		r.log.Warn("many servers have vanished from the database at once; it is read again before that is believed", "vanished", vanished, "of", of)
 		pause := time.NewTimer(settleWait)
 		defer pause.Stop()
 		select {
@@ -380,7 +382,7 @@ func (l *readLoop) vanished(ctx context.Context, s *deltaSender) error {
 		if err := l.scan(ctx, s); err != nil {
 			return err
 		}
-		rows, envs = f.gone()
+		rows, envs, _ = f.gone()
 		strayRows, strayEnvs = l.strays()
 	}
 	s.wait() // a server that moved is told before its old environment goes
@@ -416,8 +418,7 @@ func (l *readLoop) strays() (servers, envs []string) {
 		return out
 	}
 	s, e := r.o.Known()
-	_, rows := r.fleet.known(s)
-	return has(s, rows), has(e, r.fleet.knownEnvironments(e))
+	return has(s, r.fleet.serversOf(s)), has(e, r.fleet.knownEnvironments(e))
 }
 
 // fullUpdate repeats all definitions with Full, by which the receiver removes what is not among them.
@@ -431,7 +432,7 @@ func (l *readLoop) fullUpdate(ctx context.Context, s *deltaSender, d *delta) err
 			}
 			return nil
 		}, func(w *instanceRow) error {
-			if faultOfID(string(w.id)) == "" {
+			if faultOfID(string(w.id)) == "" && w.typ != nil {
 				i, _ := w.server(f.o.Origin)
 				d.update.Servers = append(d.update.Servers, i)
 			}
@@ -461,9 +462,10 @@ func (l *readLoop) some(ctx context.Context, instances, envs []string) error {
 			f.mu.Unlock()
 			return nil
 		}, func(w *instanceRow) error {
-			seen[string(w.id)] = struct{}{}
 			f.mu.Lock()
-			f.instance(w, read, now, d)
+			if f.instance(w, read, now, d) {
+				seen[string(w.id)] = struct{}{}
+			}
 			f.mu.Unlock()
 			if d.size() < 2*chunk {
 				return nil
@@ -476,9 +478,8 @@ func (l *readLoop) some(ctx context.Context, instances, envs []string) error {
 		})
 	})
 	if err == nil {
-		rows, total := missing(instances, seen), 0
-		total, rows = f.known(rows)
-		if lost(len(rows), total) {
+		total, rows, servers := f.known(missing(instances, seen))
+		if lost(servers, total) {
 			r.mail.Changed([]statussync.RowChange{{Table: tableInstances}}) // a full read judges that
 		} else {
 			f.remove(rows, f.knownEnvironments(missing(envs, seenEnvs)), d)

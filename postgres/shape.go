@@ -197,7 +197,12 @@ func (c *shapeCatalog) plan(writeBack bool) (*shape, error) {
 	ti, te := c.tables[tableInstances], c.tables[tableEnvironments]
 	s.trigger = ti.trigger && te.trigger
 	s.instanceUUID, s.environmentUUID = ti.columns["id"].typ == "uuid", te.columns["id"].typ == "uuid"
-	from := " from " + pgx.Identifier{c.schema, tableInstances}.Sanitize() + " x where x.mcp_server_type is not null"
+	from := " from " + pgx.Identifier{c.schema, tableInstances}.Sanitize() + " x where "
+	if writeBack { // an agent reports its other tools, too, and the platform's function writes them
+		from += "true"
+	} else {
+		from += "x.mcp_server_type is not null"
+	}
 	s.instances = "select " + inst + from + " and ($1 = '' or x.id > nullif($1, '')::" + ti.columns["id"].typ + ") order by x.id limit $2"
 	s.instancesByID = "select " + inst + from + " and x.id = any($1::" + ti.columns["id"].typ + "[])"
 	from = " from " + pgx.Identifier{c.schema, tableEnvironments}.Sanitize() + " x"

@@ -20,6 +20,8 @@ const (
 	// writeEvery is the shortest time between two round trips: what comes meanwhile goes with the next one. At 100 reports
 	// a second one round trip writes 30 of them. The status is live before, so nobody waits for this.
 	writeEvery = 300 * time.Millisecond
+	// writeRetryMax is the longest pause after round trips that failed while the database could be read.
+	writeRetryMax = 5 * time.Second
 	// writeRows bounds the rows of one statement.
 	writeRows = 5000
 	// writeTimeout bounds one round trip.
@@ -31,6 +33,8 @@ const (
 // writeBack writes agents' reports into the platform's rows. What waits is the newest of each row, so hours without a
 // database cost one row each.
 type writeBack struct {
+	sending int // rows that are on their way; guarded by mu
+
 	r      *Registry
 	wake   chan struct{}   // has room for one
 	echoes chan []wordEcho // what was written, for who reads
@@ -78,7 +82,7 @@ func (b *writeBack) status() WriteBackStatus {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	n := b.n
-	n.Enabled, n.Queued = b.r.o.WriteBack, len(b.envs)+len(b.rows)
+	n.Enabled, n.Queued = b.r.o.WriteBack, len(b.envs)+len(b.rows)+b.sending
 	if !b.since.IsZero() {
 		n.Oldest = time.Since(b.since)
 	}
@@ -173,6 +177,7 @@ func (b *writeBack) run(ctx context.Context) error {
 	pause := time.NewTimer(0)
 	<-pause.C
 	defer pause.Stop()
+	wait := writeEvery
 	for {
 		select {
 		case <-ctx.Done():
@@ -182,8 +187,12 @@ func (b *writeBack) run(ctx context.Context) error {
 			return nil
 		case <-b.wake:
 		}
-		b.flush(ctx)
-		pause.Reset(writeEvery)
+		if b.flush(ctx) {
+			wait = writeEvery
+		} else {
+			wait = min(2*wait, writeRetryMax)
+		}
+		pause.Reset(wait)
 		select {
 		case <-ctx.Done():
 		case <-pause.C:
@@ -191,27 +200,38 @@ func (b *writeBack) run(ctx context.Context) error {
 	}
 }
 
-// flush writes what waits, in as few round trips as its size allows. While the database is away it does nothing.
-func (b *writeBack) flush(ctx context.Context) {
+// flush writes what waits, in as few round trips as its size allows. While the database is away it does nothing; ok is false
+// where it failed.
+func (b *writeBack) flush(ctx context.Context) (ok bool) {
 	for ctx.Err() == nil {
 		envs, rows, more := b.take()
 		if len(envs)+len(rows) == 0 {
-			return
+			return true
 		}
 		s := b.r.shapeNow()
 		if s == nil || s.write == "" {
+			b.sent()
 			b.fail(nil, nil, errors.New("the role may write nothing of what a report tells"))
-			return
+			return true
 		}
 		b.decide(rows, s)
-		if err := b.send(ctx, s, envs, rows); err != nil {
+		err := b.send(ctx, s, envs, rows)
+		b.sent()
+		if err != nil {
 			b.fail(envs, rows, err)
-			return
+			return false
 		}
 		if !more {
-			return
+			return true
 		}
 	}
+	return true
+}
+
+func (b *writeBack) sent() {
+	b.mu.Lock()
+	b.sending = 0
+	b.mu.Unlock()
 }
 
 // take removes what waits, up to what one statement holds.
@@ -235,6 +255,7 @@ func (b *writeBack) take() (envs []*envWrite, rows []*rowWrite, more bool) {
 		rows = append(rows, w)
 		delete(b.rows, id)
 	}
+	b.sending = len(envs) + len(rows)
 	more = len(b.envs)+len(b.rows) > 0
 	if !more {
 		b.since = time.Time{}
@@ -315,7 +336,7 @@ func (b *writeBack) send(ctx context.Context, s *shape, envs []*envWrite, rows [
 		return err
 	}
 	switch pg.Code[:2] {
-	case "08", "53", "57", "58", "XX", "25", "40", "55": // it is not the data: away, full, shutting down, read only, deadlock, locked
+	case "08", "53", "57", "58", "XX", "25", "40", "42", "55": // not the data: away, full, shutting down, read only, deadlock, rights, locked
 		return err
 	}
 	switch {
@@ -431,7 +452,7 @@ func (f *knownRows) match(rep *statussync.AgentReport) (out []matched, foreign i
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	e := f.envs[rep.EnvironmentID]
-	if e == nil || !e.known || e.foul {
+	if e == nil || !e.known { // one that the configuration defines, too, has a row all the same
 		return nil, 0, false
 	}
 	at := map[string]int{}
@@ -453,7 +474,7 @@ func (f *knownRows) match(rep *statussync.AgentReport) (out []matched, foreign i
 				}
 			}
 		}
-		if r == nil || r.foul {
+		if r == nil {
 			continue
 		}
 		m := matched{write: &rowWrite{id: r.id, env: e.id}, report: c}
@@ -576,11 +597,14 @@ func (f *knownRows) echoed(list []wordEcho) (obs []statussync.Observation, again
 	for _, e := range list {
 		r := f.rows[e.id]
 		switch {
-		case r == nil || r.foul:
+		case r == nil:
 		case r.read > e.reads:
 			again = append(again, e.id)
 		case r.word == e.over:
 			r.word, r.mine = f.word([]byte(e.word)), true
+			if !r.server || r.foul {
+				continue
+			}
 			obs = append(obs, &statussync.RecordSeen{ServerID: e.id, Word: e.word, Echo: true, Origin: f.o.Origin})
 		}
 	}

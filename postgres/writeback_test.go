@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -148,7 +149,37 @@ func TestCommandsStay(t *testing.T) {
 // TestNoFeedback writes back for long, with every way of reading going on beside it: nothing follows from it.
 func TestNoFeedback(t *testing.T) {
 	t.Parallel()
-	r := readyRegistry(t, 3, 5, func(o *Options) { o.Resync = time.Second })
+	t.Run("notify", func(t *testing.T) {
+		t.Parallel()
+		noFeedback(t, func(o *Options) { o.Resync = time.Second })
+	})
+	t.Run("a feed that tells of what we write", func(t *testing.T) {
+		t.Parallel()
+		noFeedback(t, func(o *Options) { o.ChangeFeed = chatter{} })
+	})
+}
+
+// chatter is a feed that tells of every row all the time, as Realtime does while we write.
+type chatter struct{}
+
+func (chatter) Run(ctx context.Context, to statussync.FeedReceiver) error {
+	to.Live()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			for i := 1; i <= 15; i++ {
+				to.Changed([]statussync.RowChange{{Table: tableInstances, ID: instID(i)}, {Table: tableEnvironments, ID: envID((i-1)/5 + 1)}})
+			}
+		}
+	}
+}
+
+func noFeedback(t *testing.T, change func(*Options)) {
+	r := readyRegistry(t, 3, 5, change)
 	word := func(i int) string { return []string{"running", "exited"}[i/20%2] }
 	send := func(i int) {
 		for e := 1; e <= 3; e++ {
@@ -187,7 +218,7 @@ func TestNoFeedback(t *testing.T) {
 	if at := r.head(t); at != quiet {
 		t.Errorf("%d entries followed from heartbeats alone", at-quiet)
 	}
-	if n := r.Status().Changes; n != changes {
+	if n := r.Status().Changes; n != changes && r.o.ChangeFeed == nil {
 		t.Errorf("%d changes came through the feed", n-changes)
 	}
 	// Words that we change: the update is the agent's, once, and the echo adds nothing.
@@ -330,4 +361,37 @@ func TestStorable(t *testing.T) {
 	if got := (&rawReport{}).health(&statussync.AgentReport{System: &statussync.SystemStatus{CPULoadPercent: &nan}}); got != "" {
 		t.Error(got)
 	}
+}
+
+// TestOtherTools has a row that is no MCP server: its agent's reports are written, and nobody is told of it.
+func TestOtherTools(t *testing.T) {
+	t.Parallel()
+	r := readyRegistry(t, 2, 1, nil)
+	r.exec("insert into account_tool_instances (id, account_tool_environment_id, instance_name_on_toolbox, status_on_toolbox) values ($1, $2, 'tool', 'starting')", instID(9), envID(1))
+	if _, _, err := r.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	const word = "select status_on_toolbox, last_heartbeat_from_dtma is not null from account_tool_instances where id = $1"
+	r.beat(2, `{"tool_statuses":[{"account_tool_instance_id":"`+instID(9)+`","status_on_toolbox":"running"}]}`)
+	r.written()
+	if got := r.row(word, instID(9)); got != "starting|f" {
+		t.Error("another environment's agent wrote it:", got)
+	}
+	r.beat(1, `{"tool_statuses":[{"account_tool_instance_id":"`+instID(9)+`","status_on_toolbox":"running"}]}`)
+	r.written()
+	if got := r.row(word, instID(9)); got != "running|t" {
+		t.Error(got)
+	}
+	if n := len(r.servers()); n != 2 || r.Status().Servers != 2 {
+		t.Error(n, "servers")
+	}
+	r.exec("update account_tool_instances set mcp_server_type = 'x', status_on_toolbox = 'error' where id = $1", instID(9))
+	r.until("it becomes a server", func() bool { return r.state(instID(9)) == "error/unhealthy" })
+	r.exec("update account_tool_instances set mcp_server_type = null where id = $1", instID(9))
+	r.until("and none again", func() bool { return r.state(instID(9)) == "" })
+	if _, _, err := r.Sync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.exec("update account_tool_instances set mcp_server_type = 'x' where id = $1", instID(9))
+	r.until("and one again", func() bool { return r.state(instID(9)) == "error/unhealthy" })
 }
