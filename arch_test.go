@@ -31,6 +31,7 @@ var rooms = map[string][]string{
 	"httpapi":         {"wire", "dtma"},
 	"client":          {"wire"},
 	"prom":            {},
+	"postgres":        {},
 	"postgres/pgtest": {},
 	"registry":        {},
 	"rollup":          {},
