@@ -27,8 +27,8 @@ const Channel = "statussync"
 //     somebody else, and is known to live within 10 s. Its instances' own heartbeats were probably written beside it.
 const WriterSetting = "statussync.writer"
 
-// MaxNotification bounds what ParseNotification reads. PostgreSQL's own limit is 7,999 bytes.
-const MaxNotification = 8000
+// MaxNotification bounds what ParseNotification reads. PostgreSQL allows 7,999 bytes in the encoding of the database.
+const MaxNotification = 32 << 10
 
 // Operation is what a Notification says was done to rows.
 type Operation string
