@@ -51,9 +51,10 @@ type source interface {
 
 // platform is what only a platform's own database has.
 type platform struct {
-	registry *postgres.Registry
-	realtime *supabase.Feed      // nil: another feed
-	log      *postgres.StatusLog // nil: updates are not written
+	registry  *postgres.Registry
+	realtime  *supabase.Feed      // nil: another feed
+	log       *postgres.StatusLog // nil: updates are not written
+	retention *postgres.Retention // nil: nothing is deleted
 }
 
 // newDatabases makes what the configuration names. It connects to nothing.
@@ -141,32 +142,35 @@ func (d *databases) open(db *database, r *RegistryConfig, log *slog.Logger) erro
 		return nil
 	}
 	pf.log, err = postgres.NewStatusLog(postgres.StatusLogOptions{
-		DSN: string(p.DSN), Schema: p.Schema, Journal: d.s.hub, Checkpoint: &logCheckpoint{d.s.hub, db.name},
-		Retention: time.Duration(p.Log.Retention), Logger: log,
+		DSN: string(p.DSN), Schema: p.Schema, Hub: d.s.hub, Store: checkpoints{d.s.hub}, Name: "status_log " + db.name, Logger: log,
 	})
+	if err != nil || p.Log.Retention == 0 {
+		return err
+	}
+	pf.retention, err = postgres.NewRetention(postgres.RetentionOptions{DSN: string(p.DSN), Schema: p.Schema, Keep: time.Duration(p.Log.Retention), Logger: log})
 	return err
 }
 
-// logCheckpoint keeps a status log's position among the hub's notes.
-type logCheckpoint struct {
-	hub  *hub.Hub
-	name string // of the registry
+// checkpoints are the positions of outlets, kept among the hub's notes. It implements postgres.CheckpointStore.
+type checkpoints struct{ hub *hub.Hub }
+
+func checkpointID(name string) string {
+	sum := sha256.Sum256([]byte(name)) // a name may be longer than a note's id
+	return "checkpoint/" + hex.EncodeToString(sum[:8])
 }
 
-func (c *logCheckpoint) id() string {
-	sum := sha256.Sum256([]byte(c.name)) // a name may be longer than a note's id
-	return "status_log/" + hex.EncodeToString(sum[:8])
+// Checkpoint returns the position that was put last, the zero one where none was.
+func (c checkpoints) Checkpoint(_ context.Context, name string) (statussync.Cursor, error) {
+	note := c.hub.Remembered(checkpointID(name))
+	if note == nil {
+		return statussync.Cursor{}, nil
+	}
+	return statussync.ParseCursor(string(note))
 }
 
-// Load implements postgres.Checkpoint.
-func (c *logCheckpoint) Load() (statussync.Cursor, bool) {
-	at, err := statussync.ParseCursor(string(c.hub.Remembered(c.id())))
-	return at, err == nil && !at.IsZero()
-}
-
-// Store implements postgres.Checkpoint.
-func (c *logCheckpoint) Store(ctx context.Context, at statussync.Cursor) error {
-	return c.hub.Remember(ctx, c.id(), []byte(at.String()))
+// PutCheckpoint stores a position; when it returns nil it is durable.
+func (c checkpoints) PutCheckpoint(ctx context.Context, name string, at statussync.Cursor) error {
+	return c.hub.Remember(ctx, checkpointID(name), []byte(at.String()))
 }
 
 // sinks are told of agents' heartbeats.
@@ -199,13 +203,6 @@ func (d *databases) known(o statussync.Origin) (servers, environments []string) 
 // begin puts in force what is known of the databases from before the start, but for what the configuration claims: its word
 // counts more than that of a table that somebody else writes. What a database defined that is not configured any more goes.
 func (d *databases) begin(ctx context.Context, claimed *statussync.RegistryUpdate) error {
-	for _, db := range d.list {
-		if db.platform != nil && db.platform.log != nil {
-			if err := db.platform.log.Begin(ctx); err != nil { // before anything is told
-				return err
-			}
-		}
-	}
 	servers, envs := map[string]bool{}, map[string]bool{}
 	for i := range claimed.Servers {
 		servers[claimed.Servers[i].ID] = true
@@ -369,6 +366,9 @@ func (d *databases) parts(ended chan<- error) []*part {
 		if db.platform != nil && db.platform.log != nil {
 			out = append(out, start(registryPart+db.name+" (status log)", ended, db.platform.log.Run))
 		}
+		if db.platform != nil && db.platform.retention != nil {
+			out = append(out, start(registryPart+db.name+" (retention)", ended, db.platform.retention.Run))
+		}
 	}
 	return out
 }
@@ -400,9 +400,15 @@ func (d *databases) Registries() []wire.Registry {
 		}
 		if db.platform != nil && db.platform.log != nil {
 			l := db.platform.log.Status()
-			r.StatusLog = &wire.StatusLog{Behind: l.Behind, Rows: l.Rows, Skipped: l.Skipped, Deleted: l.Deleted, Failed: l.Failed, Detail: l.LastError}
-			if !l.Cursor.IsZero() {
-				r.StatusLog.Cursor = l.Cursor.String()
+			r.StatusLog = &wire.StatusLog{Behind: l.Lag, Rows: l.Written, Skipped: l.Gone, Failed: l.Refused, Lost: l.Lost}
+			if !l.Connected || l.Lag > 0 { // else it is an old story
+				r.StatusLog.Detail = l.LastError
+			}
+			if !l.Position.IsZero() {
+				r.StatusLog.Cursor = l.Position.String()
+			}
+			if db.platform.retention != nil {
+				r.StatusLog.Deleted = db.platform.retention.Deleted()
 			}
 		}
 		out = append(out, r)

@@ -37,6 +37,9 @@ var SQLColumns = []string{
 	"disabled", "status", "error", "heartbeat_at",
 }
 
+// sqlTimeout bounds one question, connecting included.
+const sqlTimeout = 30 * time.Second
+
 // maxSQLRows bounds the answer of the query.
 const maxSQLRows = 1_000_000
 
@@ -170,7 +173,7 @@ func (f *sqlFound) fault(id, detail string) {
 
 // read asks the query once, on a connection of its own: it is seldom.
 func (r *SQLRegistry) read(ctx context.Context) (*sqlFound, error) {
-	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	ctx, cancel := context.WithTimeout(ctx, sqlTimeout)
 	defer cancel()
 	c, err := pgx.ParseConfig(r.o.DSN)
 	if err != nil {

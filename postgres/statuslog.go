@@ -1,514 +1,490 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/agentopia/statussync"
 )
 
-// tableLog is where updates are written for the platform's screens.
-const tableLog = "mcp_server_status_logs"
+const (
+	statusLogEvery   = 250 * time.Millisecond // between looks at the journal's head where nothing happens
+	statusLogPage    = 1000                   // entries read, and rows written, at once
+	statusLogTimeout = 15 * time.Second       // of one statement, and of connecting
+	statusLogBackoff = 4 * time.Second        // longest pause after a failure, before jitter
+	statusLogNote    = time.Second            // between stored checkpoints while rows are written
+	statusLogIdle    = time.Minute            // between stored checkpoints where no row was
+	statusLogLast    = 5 * time.Second        // for what is left when Run ends
+)
 
-// JournalReader is what a StatusLog reads; the hub is one.
-type JournalReader interface {
-	// Updates returns entries after a position, oldest first, and the position up to which entries were considered;
-	// CodeExpired where the position can't be continued. The zero position stands for the oldest entry that is kept.
+// StatusLogHub is what the status log needs of the running hub.
+type StatusLogHub interface {
+	// Updates returns up to limit entries that match after a position (zero: the oldest that are kept), oldest first, and the
+	// position up to which entries were considered; CodeExpired.
 	Updates(ctx context.Context, after statussync.Cursor, limit int, m *statussync.Matcher) ([]statussync.Encoded, statussync.Cursor, error)
-	// Ready tells the position of the newest entry.
+	// Servers returns servers, and the position as of which they are; only that is used.
+	Servers(q statussync.ServerQuery) (items []statussync.ServerView, more bool, at statussync.Cursor)
+	// Ready tells whether the store is working.
 	Ready() statussync.Readiness
 }
 
-// Checkpoint keeps a StatusLog's position over restarts.
-type Checkpoint interface {
-	// Load returns the stored position; ok is false where there is none.
-	Load() (at statussync.Cursor, ok bool)
-	// Store keeps a position. It may block until it is durable, or ctx ends.
-	Store(ctx context.Context, at statussync.Cursor) error
+// CheckpointStore keeps positions in the journal by name, across restarts.
+type CheckpointStore interface {
+	Checkpoint(ctx context.Context, name string) (statussync.Cursor, error)
+	PutCheckpoint(ctx context.Context, name string, at statussync.Cursor) error
 }
 
-// StatusLogOptions of a StatusLog.
+// StatusLogOptions says what a StatusLog works with. DSN, Hub and Store are required.
 type StatusLogOptions struct {
-	DSN        string // secret; required
-	Schema     string // of the platform's tables. Default public
-	Journal    JournalReader
-	Checkpoint Checkpoint
-	// Retention deletes rows of the table that are older, whoever wrote them. 0: nothing is deleted.
-	Retention time.Duration
-	Logger    *slog.Logger // nil: discards
+	DSN    string
+	Schema string // of the platform's tables. Default "public"
+	Hub    StatusLogHub
+	Store  CheckpointStore
+	// Name tells several status logs apart: it names the checkpoint. Default "status_log".
+	Name string
+	// Mine says whose updates are written, by the server's id; it must not block. Default: everybody's who is in the database.
+	Mine   func(serverID string) bool
+	Logger *slog.Logger // nil logs nothing. The status log adds component=status_log
 }
 
-// StatusLogStatus is how a StatusLog is doing.
-type StatusLogStatus struct {
-	Cursor    statussync.Cursor // everything up to here is written
-	Behind    uint64            // entries of the journal that are still to be looked at
-	Rows      uint64            // inserted
-	Repeated  uint64            // that were there already
-	Skipped   uint64            // of servers that the database does not have (any more)
-	Failed    uint64            // that the database refused for what is in them
-	Deleted   uint64            // older than the retention
-	LastError string            // empty while all is well
-}
-
-// StatusLog writes every update of the journal into mcp_server_status_logs. It is an outlet: it follows the journal from
-// its own checkpoint, as fast as the database takes batches, and goes on where it was when the database was away. A row's
-// id is derived from the entry's position, so what is written twice is there once.
+// StatusLog appends every update of the journal to the platform's mcp_server_status_logs. It is a reader like any other: it
+// has a position of its own, and its database being away delays nobody.
+//
+// Each update becomes exactly one row, in the journal's order: rows are written at least once, and a repeat has the same id
+// and inserts nothing. It begins with the oldest entry that the journal keeps. Updates of servers that are not (or no more) in
+// the database are skipped and counted, as is a row that the table refuses for its values; neither holds up the others. Where
+// retention deleted entries before they were written, they are counted as lost, and told.
 type StatusLog struct {
-	o   StatusLogOptions
-	log *slog.Logger
+	opts    StatusLogOptions
+	cfg     *pgx.ConnConfig
+	log     *slog.Logger
+	session string
+	all     *statussync.Matcher
 
-	mu sync.Mutex
-	st StatusLogStatus
+	// These belong to Run.
+	conn    *pgx.Conn
+	table   *statusLogTable
+	noted   statussync.Cursor // the stored checkpoint
+	notedAt time.Time
+	told    string // the trouble that was logged last
+
+	mu     sync.Mutex
+	st     StatusLogStatus
+	oldest time.Time // timestamp of the oldest entry that is known to wait; zero: none
 }
 
-// NewStatusLog checks the options and connects to nothing.
+// StatusLogStatus is how a status log is doing. Counts are since the start.
+type StatusLogStatus struct {
+	Position  statussync.Cursor // up to here everything is written
+	Connected bool
+	Lag       uint64        // entries of the journal behind its head
+	LagTime   time.Duration // age of the oldest entry that waits; 0: none does
+
+	Written  uint64 // rows inserted
+	Repeated uint64 // rows that were there already
+	Gone     uint64 // updates of servers that are not in the database
+	Refused  uint64 // rows that the table refused for their values
+	Lost     uint64 // entries that retention deleted before they were read; at most so many updates are missing
+	Batches  uint64 // statements that wrote rows
+	Failures uint64
+
+	LastWritten time.Time
+	LastError   string // of the newest failure or refused row; empty: none yet
+	LastErrorAt time.Time
+}
+
+// NewStatusLog checks the options. It does not connect. An error is an Error with CodeInvalid that names the option.
 func NewStatusLog(o StatusLogOptions) (*StatusLog, error) {
-	if o.DSN == "" || o.Journal == nil || o.Checkpoint == nil {
-		return nil, statussync.Invalid("status_log", "needs a DSN, a journal and a checkpoint")
+	switch {
+	case o.Hub == nil:
+		return nil, statussync.Invalid("StatusLogOptions.Hub", "is required")
+	case o.Store == nil:
+		return nil, statussync.Invalid("StatusLogOptions.Store", "is required")
 	}
-	if o.Retention < 0 {
-		return nil, statussync.Invalid("status_log.retention", "must not be negative")
+	cfg, err := catalogConfig(o.DSN)
+	if err != nil {
+		return nil, err
 	}
-	if o.Schema == "" {
-		o.Schema = "public"
-	}
+	o.Schema, o.Name = cmp.Or(o.Schema, "public"), cmp.Or(o.Name, "status_log")
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	if _, err := pgx.ParseConfig(o.DSN); err != nil {
-		return nil, dsnError(err)
+	all, err := statussync.Filter{Clauses: []statussync.Clause{{Kinds: statussync.Kinds}}}.Compile()
+	if err != nil {
+		return nil, err
 	}
-	return &StatusLog{o: o, log: o.Logger.With("component", "status_log")}, nil
+	session, err := uuid.NewV7()
+	if err != nil {
+		return nil, err
+	}
+	return &StatusLog{opts: o, cfg: cfg, log: o.Logger.With("component", "status_log"), session: session.String(), all: all}, nil
 }
 
-// Status tells how it is doing. Safe for concurrent use.
-func (l *StatusLog) Status() StatusLogStatus {
-	head := l.o.Journal.Ready().Head
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	st := l.st
-	if head.Seq > st.Cursor.Seq {
-		st.Behind = head.Seq - st.Cursor.Seq
+// Status returns how the status log is doing. It never blocks on the database.
+func (s *StatusLog) Status() StatusLogStatus {
+	_, _, head := s.opts.Hub.Servers(statussync.ServerQuery{Limit: 1})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.st
+	if head.Seq > st.Position.Seq {
+		st.Lag = head.Seq - st.Position.Seq
+		if !s.oldest.IsZero() {
+			st.LagTime = max(0, time.Since(s.oldest))
+		}
 	}
 	return st
 }
 
-const (
-	logBatch    = 1000 // entries of one statement
-	logLook     = 100 * time.Millisecond
-	logTimeout  = 5 * time.Second  // of one statement
-	logStore    = time.Second      // between two checkpoints
-	logKeep     = 10 * time.Minute // between two looks for rows that are too old
-	logDelete   = 5000             // of them at once
-	logRetryMax = 1500 * time.Millisecond
-	logHopeless = 30 * time.Second // between attempts where a person must do something
-)
-
-// LogRowID is the id of the row for the entry at a position: a UUID of version 8, which no platform makes by itself.
-func LogRowID(at statussync.Cursor) string { return derivedID("row", at.String()) }
-
-// OwnLogRow reports whether a row's id is one that LogRowID makes.
-func OwnLogRow(id string) bool {
-	return len(id) == 36 && id[14] == '8'
-}
-
-func derivedID(kind, of string) string {
-	sum := sha256.Sum256([]byte("statussync status log\x00" + kind + "\x00" + of))
-	b := sum[:16]
-	b[6], b[8] = b[6]&0x0f|0x80, b[8]&0x3f|0x80
-	h := hex.EncodeToString(b)
-	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
-}
-
-// Begin fixes the position from which updates are written, where there is none yet: the newest entry as it is now. Call it
-// before anything new is told. Without it Run begins where the journal is then.
-func (l *StatusLog) Begin(ctx context.Context) error {
-	at, ok := l.o.Checkpoint.Load()
-	if !ok {
-		at = l.o.Journal.Ready().Head
-		if err := l.o.Checkpoint.Store(ctx, at); err != nil {
-			return err
+// Run writes until ctx ends, through all trouble; then what the journal has by then, if the database answers, for at most 5 s.
+// It returns nil.
+func (s *StatusLog) Run(ctx context.Context) error {
+	defer s.disconnect()
+	for failures := 0; ctx.Err() == nil; {
+		before := s.position()
+		err := s.follow(ctx)
+		if ctx.Err() != nil {
+			break
 		}
-	}
-	l.mu.Lock()
-	l.st.Cursor = at
-	l.mu.Unlock()
-	return nil
-}
-
-// Run writes until ctx ends; it then returns nil. It never gives up.
-func (l *StatusLog) Run(ctx context.Context) error {
-	if err := l.Begin(ctx); err != nil && ctx.Err() == nil {
-		l.log.Warn("where the status log was can't be read; it begins at the newest entry", "error", err)
-	}
-	w := &logWriter{l: l}
-	defer w.close()
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	retry := 0
-	for {
+		if s.position() != before {
+			failures = 0
+		}
+		failures++
+		s.trouble(err)
+		pause := min(statusLogBackoff, 250*time.Millisecond<<min(failures, 10))
+		t := time.NewTimer(pause/2 + rand.N(pause/2+1)) // several instances don't come back at once
 		select {
 		case <-ctx.Done():
-			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-			defer cancel()
-			w.checkpoint(end, true)
-			return nil
-		case <-timer.C:
+		case <-t.C:
 		}
-		more, err := w.turn(ctx)
-		wait := logLook
-		switch {
-		case ctx.Err() != nil:
-			wait = 0
-		case err != nil:
-			w.close()
-			wait = l.failed(err, retry)
-			retry++
-		default:
-			retry = 0
-			l.well()
-			if more {
-				wait = 0
+		t.Stop()
+	}
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), statusLogLast)
+	defer cancel()
+	if s.conn != nil && !s.position().IsZero() {
+		if _, err := s.catchUp(end); err != nil {
+			s.trouble(err)
+		}
+	}
+	if err := s.note(end, 0); err != nil {
+		s.trouble(err)
+	}
+	return nil
+}
+
+func (s *StatusLog) position() statussync.Cursor {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.st.Position
+}
+
+func (s *StatusLog) trouble(err error) {
+	text := statussync.CleanText(err.Error(), statussync.MaxErrorText)
+	s.mu.Lock()
+	s.st.Failures++
+	s.st.LastError, s.st.LastErrorAt = text, time.Now()
+	s.mu.Unlock()
+	if text != s.told {
+		s.told = text
+		s.log.Error("the status log can't be written; it will catch up", "error", text)
+	}
+}
+
+func (s *StatusLog) disconnect() {
+	if s.conn != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		_ = s.conn.Close(ctx) // it is given up either way
+		cancel()
+		s.conn = nil
+	}
+	s.mu.Lock()
+	s.st.Connected = false
+	s.mu.Unlock()
+}
+
+// follow writes until something fails.
+func (s *StatusLog) follow(ctx context.Context) error {
+	if s.position().IsZero() {
+		at, err := s.opts.Store.Checkpoint(ctx, s.opts.Name)
+		if err != nil {
+			return err
+		}
+		s.noted, s.notedAt = at, time.Now()
+		s.mu.Lock()
+		s.st.Position = at
+		s.mu.Unlock()
+	}
+	t := time.NewTicker(statusLogEvery)
+	defer t.Stop()
+	for {
+		if s.conn == nil {
+			s.waits(ctx)
+			if err := s.connect(ctx); err != nil {
+				return err
 			}
 		}
-		timer.Reset(wait)
+		for {
+			more, err := s.catchUp(ctx)
+			if err != nil {
+				if s.conn != nil && s.conn.IsClosed() {
+					s.disconnect()
+				}
+				return err
+			}
+			if !more {
+				break
+			}
+		}
+		if s.told != "" {
+			s.told = ""
+			s.log.Info("the status log is written again", "position", s.position())
+		}
+		if err := s.note(ctx, statusLogIdle); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.C:
+		}
 	}
 }
 
-func (l *StatusLog) failed(err error, retry int) time.Duration {
-	text := errorText(err)
-	l.mu.Lock()
-	news := text != l.st.LastError
-	l.st.LastError = text
-	l.mu.Unlock()
-	if news {
-		l.log.Warn("updates can't be written to "+tableLog+" just now; they wait in the journal", "error", text)
-	}
-	if hopeless(err) {
-		return logHopeless
-	}
-	limit := min(logRetryMax, 50*time.Millisecond<<min(retry, 10))
-	return time.Duration(rand.Int64N(int64(limit)) + 1)
-}
-
-func (l *StatusLog) well() {
-	l.mu.Lock()
-	was := l.st.LastError
-	l.st.LastError = ""
-	l.mu.Unlock()
-	if was != "" {
-		l.log.Info("updates are written to " + tableLog + " again")
-	}
-}
-
-// hopeless reports whether trying again soon can't help: a right, a table or a password is missing.
-func hopeless(err error) bool {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) {
-		return strings.HasPrefix(pg.Code, "42") || strings.HasPrefix(pg.Code, "28") || pg.Code == "3D000"
-	}
-	return statussync.CodeOf(err) == statussync.CodeNotFound
-}
-
-// logWriter is what Run's goroutine owns.
-type logWriter struct {
-	l       *StatusLog
-	conn    *pgx.Conn
-	columns map[string]string // with their types
-	stored  statussync.Cursor
-	storeAt time.Time
-	keepAt  time.Time
-}
-
-func (w *logWriter) close() {
-	if w.conn == nil {
+// waits notes since when the next entry waits, so that the lag can be told while the database is away.
+func (s *StatusLog) waits(ctx context.Context) {
+	list, _, err := s.opts.Hub.Updates(ctx, s.position(), 1, s.all)
+	if err != nil || len(list) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	_ = w.conn.Close(ctx) // it is given up
-	w.conn = nil
+	s.mu.Lock()
+	s.oldest = list[0].Timestamp
+	s.mu.Unlock()
 }
 
-// turn writes the next batch, and reports whether there may be more.
-func (w *logWriter) turn(ctx context.Context) (more bool, err error) {
-	l := w.l
-	l.mu.Lock()
-	at := l.st.Cursor
-	l.mu.Unlock()
-	if l.o.Journal.Ready().Head == at {
-		w.checkpoint(ctx, false)
-		return w.tidy(ctx)
+func (s *StatusLog) connect(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, statusLogTimeout)
+	defer cancel()
+	conn, err := pgx.ConnectConfig(ctx, s.cfg)
+	if err != nil {
+		return catalogConnectError(err)
 	}
-	list, next, err := l.o.Journal.Updates(ctx, at, logBatch, nil)
+	s.conn = conn
+	if err := s.look(ctx); err != nil {
+		s.disconnect()
+		return err
+	}
+	s.mu.Lock()
+	s.st.Connected = true
+	s.mu.Unlock()
+	return nil
+}
+
+// look reads what the table is like.
+func (s *StatusLog) look(ctx context.Context) error {
+	t, err := statusLogRead(ctx, s.conn, s.opts.Schema)
+	if err != nil {
+		return err
+	}
+	if s.table == nil || strings.Join(t.missing, " ") != strings.Join(s.table.missing, " ") {
+		if len(t.missing) > 0 {
+			s.log.Warn("the table mcp_server_status_logs lacks columns and is written without them", "columns", t.missing)
+		}
+	}
+	s.table = t
+	return nil
+}
+
+// catchUp reads a page of the journal and writes its updates. more: there may be another page.
+func (s *StatusLog) catchUp(ctx context.Context) (more bool, err error) {
+	at := s.position()
+	list, next, err := s.opts.Hub.Updates(ctx, at, statusLogPage, s.all)
 	if statussync.CodeOf(err) == statussync.CodeExpired {
-		// Retention was faster, or the journal has begun anew. Rows that are there already are not written twice.
-		l.log.Warn("the journal does not reach back to where the status log was; it goes on with the oldest entry that is kept", "was_at", at.String())
-		list, next, err = l.o.Journal.Updates(ctx, statussync.Cursor{}, logBatch, nil)
+		to, lost, err := s.relocate(ctx, at)
+		if err != nil {
+			return false, err
+		}
+		if lost > 0 {
+			s.log.Error("entries of the journal were deleted before they could be written to the status log", "entries", lost, "from", at, "to", to)
+		}
+		s.mu.Lock()
+		s.st.Lost += lost
+		s.st.Position = to
+		s.mu.Unlock()
+		return true, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	entries := list[:0]
-	for _, e := range list {
-		if e.Kind == statussync.KindStatus && e.Current != nil {
-			entries = append(entries, e)
-		}
+	if next == at {
+		s.mu.Lock()
+		s.oldest = time.Time{}
+		s.mu.Unlock()
+		return false, nil
 	}
-	if len(entries) > 0 {
-		if err := w.connect(ctx); err != nil {
-			return false, err
-		}
-		if err := w.write(ctx, entries); err != nil {
-			return false, err
-		}
-	}
-	l.mu.Lock()
-	l.st.Cursor = next
-	l.mu.Unlock()
-	w.checkpoint(ctx, false)
-	return next != at, nil
-}
-
-// checkpoint stores the position, now and then or at once.
-func (w *logWriter) checkpoint(ctx context.Context, now bool) {
-	w.l.mu.Lock()
-	at := w.l.st.Cursor
-	w.l.mu.Unlock()
-	if at == w.stored || at.IsZero() || !now && time.Since(w.storeAt) < logStore {
-		return
-	}
-	if err := w.l.o.Checkpoint.Store(ctx, at); err != nil {
-		if ctx.Err() == nil {
-			w.l.log.Debug("the position of the status log was not stored", "error", err)
-		}
-		return
-	}
-	w.stored, w.storeAt = at, time.Now()
-}
-
-func (w *logWriter) connect(ctx context.Context) error {
-	if w.conn != nil {
-		return nil
-	}
-	c, err := pgx.ParseConfig(w.l.o.DSN)
-	if err != nil {
-		return dsnError(err)
-	}
-	c.ConnectTimeout = DefaultConnectTimeout
-	c.DefaultQueryExecMode = pgx.QueryExecModeExec // works through poolers, too
-	c.RuntimeParams["application_name"] = "statussync"
-	ctx, cancel := context.WithTimeout(ctx, logTimeout)
-	defer cancel()
-	conn, err := pgx.ConnectConfig(ctx, c)
-	if err != nil {
-		return err
-	}
-	w.conn, w.columns = conn, map[string]string{}
-	rows, err := conn.Query(ctx, `select a.attname::text, format_type(a.atttypid, a.atttypmod) from pg_attribute a where a.attrelid = to_regclass($1) and a.attnum > 0 and not a.attisdropped`, w.table(tableLog))
-	if err != nil {
-		return err
-	}
-	var name, typ string
-	if _, err := pgx.ForEachRow(rows, []any{&name, &typ}, func() error { w.columns[name] = typ; return nil }); err != nil {
-		return err
-	}
-	for _, need := range []string{"id", "server_id", "current_status"} {
-		if w.columns[need] == "" {
-			return statussync.NewError(statussync.CodeNotFound, "the table "+tableLog+" is missing, or its column "+need, nil)
-		}
-	}
-	return nil
-}
-
-func (w *logWriter) table(name string) string {
-	return pgx.Identifier{w.l.o.Schema, name}.Sanitize()
-}
-
-// logStatus is a status as the platform's screens read it.
-type logStatus struct {
-	State       string `json:"state"`
-	Health      string `json:"health"`
-	Uptime      *int64 `json:"uptime"`
-	LastStarted string `json:"lastStarted,omitempty"`
-	LastError   string `json:"lastError,omitempty"`
-	Reason      string `json:"reason,omitempty"`
-	Cause       string `json:"cause,omitempty"`
-}
-
-func logStatusOf(s *statussync.Status, at time.Time) (text string, uptime *int64) {
-	if s == nil {
-		return "null", nil
-	}
-	v := logStatus{State: string(s.State), Health: string(s.Health), LastError: noNUL(s.LastError), Reason: string(s.Reason), Cause: noNUL(s.Cause)}
-	if !s.LastStarted.IsZero() {
-		v.LastStarted = s.LastStarted.UTC().Format(statussync.TimeFormat)
-	}
-	if up := s.UptimeSeconds(at); up >= 0 {
-		v.Uptime = &up
-	}
-	b, err := json.Marshal(v)
-	if err != nil { // only text and numbers are in it
-		return "{}", v.Uptime
-	}
-	return string(b), v.Uptime
-}
-
-func noNUL(s string) string { return strings.ReplaceAll(s, "\x00", "") }
-
-// isUUID reports whether text is one, in the form that PostgreSQL writes.
-func isUUID(s string) bool {
-	if len(s) != 36 {
-		return false
-	}
-	for i, r := range []byte(s) {
-		switch {
-		case i == 8 || i == 13 || i == 18 || i == 23:
-			if r != '-' {
-				return false
-			}
-		case r >= '0' && r <= '9' || r >= 'a' && r <= 'f' || r >= 'A' && r <= 'F':
-		default:
-			return false
-		}
-	}
-	return true
-}
-
-// logColumns are the columns that are written, where the table has them, and each one's type in the statement.
-var logColumns = []struct{ name, array string }{
-	{"id", "text"}, {"server_id", "text"}, {"previous_status", "text"}, {"current_status", "text"}, {"source", "text"}, {"details", "text"},
-	{"uptime_seconds", "bigint"}, {"timestamp", "timestamptz"}, {"sync_session_id", "text"}, {"batch_id", "text"},
-}
-
-// write inserts entries, at most logBatch. What the database refuses for its content is left out, one by one.
-func (w *logWriter) write(ctx context.Context, entries []statussync.Encoded) error {
-	err := w.insert(ctx, entries)
-	var pg *pgconn.PgError
-	if err == nil || !errors.As(err, &pg) || !strings.HasPrefix(pg.Code, "22") && !strings.HasPrefix(pg.Code, "23") {
-		return err
-	}
-	if pg.Code == "23503" { // a server was deleted just now: it is left out the next time
-		if err = w.insert(ctx, entries); err == nil {
-			return nil
-		}
-	}
-	for i := range entries {
-		err := w.insert(ctx, entries[i:i+1])
-		switch {
-		case err == nil:
-		case errors.As(err, &pg) && (strings.HasPrefix(pg.Code, "22") || strings.HasPrefix(pg.Code, "23")):
-			w.l.mu.Lock()
-			w.l.st.Failed++
-			w.l.mu.Unlock()
-			w.l.log.Warn("an update could not be written to "+tableLog, "cursor", entries[i].Cursor().String(), "server", entries[i].ServerID, "error", errorText(err))
-		default:
-			return err
-		}
-	}
-	return nil
-}
-
-func (w *logWriter) insert(ctx context.Context, entries []statussync.Encoded) error {
-	uuids := w.columns["server_id"] == "uuid"
-	var ids, servers, before, current, sources, details, sessions, batches []string
-	var uptimes []*int64
-	var times []time.Time
-	batch := derivedID("batch", entries[0].Cursor().String())
-	for _, e := range entries {
-		if uuids && !isUUID(e.ServerID) {
-			continue // not a server of this database
-		}
-		b, _ := logStatusOf(e.Previous, e.Timestamp)
-		c, up := logStatusOf(e.Current, e.Timestamp)
-		ids, servers = append(ids, LogRowID(e.Cursor())), append(servers, e.ServerID)
-		before, current = append(before, b), append(current, c)
-		sources, details = append(sources, string(e.Source)), append(details, noNUL(e.Details))
-		uptimes, times = append(uptimes, up), append(times, e.Timestamp)
-		sessions, batches = append(sessions, derivedID("epoch", string(e.Epoch))), append(batches, batch)
-	}
-	if len(ids) == 0 {
-		return nil
-	}
-	values := map[string]any{
-		"id": ids, "server_id": servers, "previous_status": before, "current_status": current, "source": sources, "details": details,
-		"uptime_seconds": uptimes, "timestamp": times, "sync_session_id": sessions, "batch_id": batches,
-	}
-	var names, casts, from, as []string
-	var args []any
-	for _, c := range logColumns {
-		typ := w.columns[c.name]
-		if typ == "" {
+	rows := make([]statusLogRow, 0, len(list))
+	var gone uint64
+	for i := range list {
+		e := list[i].Entry
+		if e.Kind != statussync.KindStatus || (s.opts.Mine != nil && !s.opts.Mine(e.ServerID)) {
 			continue
 		}
-		args = append(args, values[c.name])
-		from = append(from, "$"+strconv.Itoa(len(args))+"::"+c.array+"[]")
-		as = append(as, `"`+c.name+`"`)
-		names = append(names, `"`+c.name+`"`)
-		casts = append(casts, `u."`+c.name+`"::`+typ)
-	}
-	query := `with u (` + strings.Join(names, ", ") + `) as (select ` + strings.Join(casts, ", ") + ` from unnest(` + strings.Join(from, ", ") + `) u (` + strings.Join(as, ", ") + `)),
-k as (select u.* from u where exists (select from ` + w.table(tableInstances) + ` i where i.id = u.server_id)),
-n as (insert into ` + w.table(tableLog) + ` (` + strings.Join(names, ", ") + `) select * from k on conflict do nothing returning 1)
-select (select count(*) from k), (select count(*) from n)`
-	ctx, cancel := context.WithTimeout(ctx, logTimeout)
-	defer cancel()
-	var kept, inserted uint64
-	err := pgx.BeginFunc(ctx, w.conn, func(tx pgx.Tx) error {
-		// The position moves on behind this: a crash of the database must not lose what was written. Within the
-		// transaction, because poolers share sessions.
-		if _, err := tx.Exec(ctx, `set local synchronous_commit = on`); err != nil {
-			return err
+		if s.table.uuids && !statusLogUUID(e.ServerID) {
+			gone++
+			continue
 		}
-		return tx.QueryRow(ctx, query, args...).Scan(&kept, &inserted)
-	})
-	if err != nil {
+		rows = append(rows, statusLogRowOf(e))
+	}
+	if len(list) > 0 {
+		s.mu.Lock()
+		s.oldest = list[0].Timestamp
+		s.mu.Unlock()
+	}
+	if err := s.write(ctx, rows); err != nil {
+		return false, err
+	}
+	s.mu.Lock()
+	s.st.Position = next
+	s.st.Gone += gone
+	s.mu.Unlock()
+	every := statusLogIdle
+	if len(rows) > 0 {
+		every = statusLogNote
+	}
+	return true, s.note(ctx, every)
+}
+
+// statusLogUUID reports whether PostgreSQL reads it as a uuid in its canonical form.
+func statusLogUUID(id string) bool {
+	u, err := uuid.Parse(id)
+	return err == nil && strings.EqualFold(u.String(), id)
+}
+
+// note stores the position where the stored one is older than every.
+func (s *StatusLog) note(ctx context.Context, every time.Duration) error {
+	at := s.position()
+	if at.IsZero() || at == s.noted || time.Since(s.notedAt) < every {
+		return nil
+	}
+	if err := s.opts.Store.PutCheckpoint(ctx, s.opts.Name, at); err != nil {
 		return err
 	}
-	w.l.mu.Lock()
-	defer w.l.mu.Unlock()
-	w.l.st.Rows += inserted
-	w.l.st.Repeated += kept - inserted
-	w.l.st.Skipped += uint64(len(ids)) - kept
+	s.noted, s.notedAt = at, time.Now()
 	return nil
 }
 
-// tidy deletes rows that are too old, some at a time.
-func (w *logWriter) tidy(ctx context.Context) (more bool, err error) {
-	if w.l.o.Retention == 0 || time.Now().Before(w.keepAt) {
-		return false, nil
+// write writes rows, and finds those that the table refuses.
+func (s *StatusLog) write(ctx context.Context, rows []statusLogRow) error {
+	if len(rows) == 0 {
+		return nil
 	}
-	if err := w.connect(ctx); err != nil {
-		return false, err
+	err := s.put(ctx, rows)
+	switch state := checkSQLState(err); {
+	case err == nil:
+		return nil
+	case state == "42703" || state == "42P01" || state == "42804": // the table changed under us
+		lookCtx, cancel := context.WithTimeout(ctx, statusLogTimeout)
+		defer cancel()
+		return errors.Join(err, s.look(lookCtx))
+	case state == "42501":
+		lookCtx, cancel := context.WithTimeout(ctx, statusLogTimeout)
+		defer cancel()
+		return checkForbidden(lookCtx, s.conn, s.opts.Schema, FeatureStatusLog, err)
+	case state == "23502": // a column that we don't know must not be null: no value of ours mends that
+		return statussync.NewError(statussync.CodeConflict, "the table mcp_server_status_logs wants a column that is not known here", err)
+	case state == "23503" && len(rows) > 1, strings.HasPrefix(state, "22"), strings.HasPrefix(state, "23"), strings.HasPrefix(state, "54"), strings.HasPrefix(state, "P0"):
+	default:
+		return err
 	}
-	if w.columns["timestamp"] == "" {
-		return false, statussync.NewError(statussync.CodeNotFound, "the table "+tableLog+" has no column timestamp to tell what is too old", nil)
+	if len(rows) > 1 {
+		half := len(rows) / 2
+		if err := s.write(ctx, rows[:half]); err != nil {
+			return err
+		}
+		return s.write(ctx, rows[half:])
 	}
-	ctx, cancel := context.WithTimeout(ctx, logTimeout)
+	text := statussync.CleanText(err.Error(), statussync.MaxErrorText)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if checkSQLState(err) == "23503" { // deleted between our look and the foreign key's
+		s.st.Gone++
+		return nil
+	}
+	if s.st.Refused++; s.st.LastError != text {
+		s.log.Error("a row of the status log was refused and is skipped", "server", rows[0].server, "error", text)
+	}
+	s.st.LastError, s.st.LastErrorAt = text, time.Now()
+	return nil
+}
+
+func (s *StatusLog) put(ctx context.Context, rows []statusLogRow) error {
+	ctx, cancel := context.WithTimeout(ctx, statusLogTimeout)
 	defer cancel()
-	tag, err := w.conn.Exec(ctx, `delete from `+w.table(tableLog)+` where id in (select id from `+w.table(tableLog)+` where "timestamp" < $1 limit `+strconv.Itoa(logDelete)+`)`, time.Now().Add(-w.l.o.Retention))
+	batch, err := uuid.NewV7()
 	if err != nil {
-		return false, err
+		return err
 	}
-	n := tag.RowsAffected()
-	w.l.mu.Lock()
-	w.l.st.Deleted += uint64(n)
-	w.l.mu.Unlock()
-	if n < logDelete {
-		w.keepAt = time.Now().Add(logKeep)
-		return false, nil
+	known, written, err := s.table.put(ctx, s.conn, rows, s.session, batch.String())
+	if err != nil {
+		return err
 	}
-	return true, nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.st.Batches++
+	s.st.Written += uint64(written)
+	s.st.Repeated += uint64(known - written)
+	s.st.Gone += uint64(len(rows) - known)
+	s.st.LastWritten = time.Now()
+	return nil
+}
+
+// relocate finds where to go on when a position can't be continued as it is: in a new epoch, which may continue the log (a
+// volatile one, an unclean start) or have left a part of it behind (a restored backup), or where retention has passed.
+// lost is how many entries can't be read any more. Where the position's epoch is nowhere to be found all that is kept is
+// written again; repeats insert nothing.
+func (s *StatusLog) relocate(ctx context.Context, at statussync.Cursor) (to statussync.Cursor, lost uint64, err error) {
+	durable := s.opts.Hub.Ready().Durable
+	first, _, err := s.opts.Hub.Updates(ctx, statussync.Cursor{}, 1, s.all)
+	if err != nil {
+		return at, 0, err
+	}
+	_, _, head := s.opts.Hub.Servers(statussync.ServerQuery{Limit: 1})
+	base := head.Seq // the position before the oldest that can be read
+	if len(first) > 0 {
+		base = first[0].Seq - 1
+	}
+	from := statussync.Cursor{Epoch: head.Epoch, Seq: base}
+	if at.Seq < base {
+		if !durable {
+			// What is missing is in the store, which is not asked now.
+			return at, 0, statussync.NewError(statussync.CodeUnavailable, fmt.Sprintf("entries after %v can't be read before the store is back", at), nil)
+		}
+		return from, base - at.Seq, nil
+	}
+	// The newest entry of the position's own epoch, at or before it.
+	for end := min(at.Seq, head.Seq); end > base; {
+		begin := base
+		if end > base+statusLogPage {
+			begin = end - statusLogPage
+		}
+		list, _, err := s.opts.Hub.Updates(ctx, statussync.Cursor{Epoch: head.Epoch, Seq: begin}, int(end-begin), s.all)
+		if err != nil {
+			return at, 0, err
+		}
+		for i := len(list) - 1; i >= 0; i-- {
+			if list[i].Epoch == at.Epoch {
+				return statussync.Cursor{Epoch: head.Epoch, Seq: list[i].Seq}, 0, nil
+			}
+		}
+		end = begin
+	}
+	return from, 0, nil
 }

@@ -46,6 +46,7 @@ type StatusLog struct {
 	Rows    uint64 `json:"rows" doc:"Written since the start of the service."`
 	Skipped uint64 `json:"skipped" doc:"Updates of servers that the database does not have any more."`
 	Failed  uint64 `json:"failed,omitzero" doc:"Updates that the database refused for what is in them."`
+	Lost    uint64 `json:"lost,omitzero" doc:"Entries that the journal's retention deleted before they were written; at most so many updates are missing."`
 	Deleted uint64 `json:"deleted,omitzero" doc:"Rows deleted because they were older than the retention."`
 	Detail  string `json:"detail,omitempty"`
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -35,7 +36,7 @@ does runs the SQL that is shown.`,
 				if apply || down {
 					return usagef("--check changes nothing; leave --apply and --down out")
 				}
-				r, err := postgres.Check(cmd.Context(), dsn, db.schema)
+				r, err := postgres.Check(cmd.Context(), dsn, postgres.CheckOptions{Schema: db.schema})
 				if err != nil {
 					return c.databaseError(err)
 				}
@@ -56,33 +57,41 @@ does runs the SQL that is shown.`,
 	return cmd
 }
 
+// features says what each of them is for, for people.
+var features = map[postgres.Feature]string{
+	postgres.FeatureRegistry: "read servers and environments", postgres.FeatureWriteBack: "write heartbeats (heartbeat_write_back)",
+	postgres.FeatureStatusLog: "write updates (status_log)", postgres.FeatureListen: "be told of changes by LISTEN/NOTIFY",
+	postgres.FeatureRealtime: "be told of changes by Supabase Realtime", postgres.FeatureConnections: "tell agents' connections",
+	postgres.FeatureRetention: "delete old updates (status_log.retention)",
+}
+
+// rights shows what a role can do in a database. The error is notHealthy where it can't even read the servers.
 func (c *cli) rights(r *postgres.CheckReport) error {
 	p := printer{c.stdout, c.colour()}
+	reads := false
+	rows := make([][]cell, 0, len(r.Features))
+	for _, x := range r.Features {
+		reads = reads || x.Feature == postgres.FeatureRegistry && x.OK
+		ok := in("yes", green)
+		if !x.OK {
+			ok = in("no", yellow)
+		}
+		rows = append(rows, []cell{txt(features[x.Feature]), ok, txt(clean(strings.Join(append(slices.Clone(x.Missing), x.Notes...), "; ")))})
+	}
 	var err error
 	if c.json() {
 		err = p.json(r)
-	} else {
-		rows := make([][]cell, 0, len(r.Items))
-		for _, x := range r.Items {
-			ok := in("yes", green)
-			if !x.OK {
-				ok = in("no", yellow)
-			}
-			rows = append(rows, []cell{txt(x.Feature), ok, txt(clean(x.Detail))})
-		}
-		if err = p.table([]string{"THE ROLE " + clean(r.Role) + " CAN", "", "BECAUSE"}, rows); err != nil {
-			return err
-		}
-		for _, x := range r.Items {
+	} else if err = p.table([]string{"THE ROLE " + clean(r.Role) + " CAN", "", "MISSING"}, rows); err == nil {
+		for _, x := range r.Features {
 			for _, g := range x.Grants {
-				if err = p.line(statussync.CleanText(g, maxErrorLine), ";  -- ", x.Feature); err != nil {
+				if err = p.line(statussync.CleanText(g, maxErrorLine), ";  -- ", features[x.Feature]); err != nil {
 					return err
 				}
 			}
 		}
 	}
-	if err == nil && !r.OK {
-		err = &notHealthy{"the role can't read what is needed"}
+	if err == nil && !reads {
+		err = &notHealthy{"the role can't read servers and environments"}
 	}
 	return err
 }

@@ -11,7 +11,6 @@ import (
 	"github.com/agentopia/statussync"
 	"github.com/agentopia/statussync/app"
 	"github.com/agentopia/statussync/client"
-	"github.com/agentopia/statussync/postgres"
 	"github.com/agentopia/statussync/shadow"
 	"github.com/agentopia/statussync/wire"
 )
@@ -70,7 +69,7 @@ Exit code 1 where anything differs.`,
 			return c.talk(func(cl *client.Client) error {
 				p := printer{c.stdout, c.colour()}
 				r, err := shadow.Run(cmd.Context(), shadow.Options{
-					Log: &shadow.Database{DSN: dsn, Schema: db.schema, Ours: postgres.OwnLogRow}, Ours: ours{cl}, Since: since, Tolerance: tolerance, Follow: follow, Now: c.now,
+					Log: &shadow.Database{DSN: dsn, Schema: db.schema, Ours: ownRow}, Ours: ours{cl}, Since: since, Tolerance: tolerance, Follow: follow, Now: c.now,
 					Tell: func(d *shadow.Difference) error {
 						if c.json() && !follow {
 							return nil
@@ -101,6 +100,10 @@ Exit code 1 where anything differs.`,
 	f.BoolVarP(&follow, "follow", "f", false, "go on until Ctrl-C")
 	return cmd
 }
+
+// ownRow reports whether the id of a row of the log is one that this service makes: a UUID of version 8 (postgres.StatusLogID).
+// Platforms' own are of version 4.
+func ownRow(id string) bool { return len(id) == 36 && id[14] == '8' }
 
 func because(r *shadow.Report) string {
 	if len(r.Reasons) == 0 {
