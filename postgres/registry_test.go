@@ -225,10 +225,12 @@ func TestRights(t *testing.T) {
 	c := shared.Get(t)
 	dsn := migrated(t, c, 1, 1)
 	name := dsn[strings.LastIndex(dsn, "/")+1 : strings.Index(dsn, "?")]
-	pgtest.Exec(t, dsn, "drop role if exists reader; create role reader login; grant usage on schema public to reader; grant select on account_tool_instances, account_tool_environments to reader; grant update (last_heartbeat_at) on account_tool_environments to reader")
-	r := startRegistry(t, c.DSNAs("reader", name), nil)
+	role := "reader_" + name // roles are the cluster's
+	as := func(s string) string { return strings.ReplaceAll(s, "reader", role) }
+	pgtest.Exec(t, dsn, as("create role reader login; grant usage on schema public to reader; grant select on account_tool_instances, account_tool_environments to reader; grant update (last_heartbeat_at) on account_tool_environments to reader"))
+	r := startRegistry(t, c.DSNAs(role, name), nil)
 	r.until("all is read and followed", func() bool { return len(r.servers()) == 1 && r.Status().Feed == statussync.FeedLive })
-	if m := strings.Join(r.Status().Missing, "\n"); !strings.Contains(m, "role reader lacks UPDATE on public.account_tool_instances (column status_on_toolbox)") || strings.Contains(m, "lacks SELECT") {
+	if m := strings.Join(r.Status().Missing, "\n"); !strings.Contains(m, as("role reader lacks UPDATE on public.account_tool_instances (column status_on_toolbox)")) || strings.Contains(m, "lacks SELECT") {
 		t.Error(m)
 	}
 	r.Report(&statussync.AgentReport{EnvironmentID: envID(1), List: statussync.ListComplete, Containers: []statussync.ContainerReport{{Names: []string{"s1"}, Word: "running"}}})
@@ -241,19 +243,19 @@ func TestRights(t *testing.T) {
 		{"grant select (id) on account_tool_instances to reader", "role reader lacks SELECT on public.account_tool_instances (column account_tool_environment_id)"},
 		{"revoke usage on schema public from reader, public", "role reader lacks USAGE on schema public"},
 	} {
-		pgtest.Exec(t, dsn, step.revoke)
+		pgtest.Exec(t, dsn, as(step.revoke))
 		_, _, err := r.Sync(t.Context())
-		if err == nil || !strings.Contains(err.Error(), step.want) {
+		if err == nil || !strings.Contains(err.Error(), as(step.want)) {
 			t.Errorf("%s: %v", step.revoke, err)
 		}
-		if got := r.Status().LastError; !strings.Contains(got, step.want) {
+		if got := r.Status().LastError; !strings.Contains(got, as(step.want)) {
 			t.Errorf("%s: %s", step.revoke, got)
 		}
 	}
 	if len(r.servers()) != 1 {
 		t.Error("servers were removed")
 	}
-	pgtest.Exec(t, dsn, "grant usage on schema public to reader; grant select on account_tool_instances to reader")
+	pgtest.Exec(t, dsn, as("grant usage on schema public to reader; grant select on account_tool_instances to reader"))
 	r.until("it goes on by itself", func() bool { return r.Status().LastError == "" })
 }
 

@@ -180,13 +180,15 @@ func (l *readLoop) turn(ctx context.Context, asked []*syncRequest) error {
 	default:
 		return nil // nothing was heard of the database
 	}
-	for _, q := range asked {
-		var e error
-		if err != nil {
-			e = statussync.NewError(statussync.CodeUnavailable, "the database was not read: "+errorText(err), err)
+	defer func() { // who asked finds the status as the answer says
+		for _, q := range asked {
+			var e error
+			if err != nil {
+				e = statussync.NewError(statussync.CodeUnavailable, "the database was not read: "+errorText(err), err)
+			}
+			q.reply <- syncReply{out: out, err: e}
 		}
-		q.reply <- syncReply{out: out, err: e}
-	}
+	}()
 	var give *observerError
 	switch {
 	case err == nil:
