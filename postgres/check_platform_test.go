@@ -16,7 +16,7 @@ func TestOnPlatform(t *testing.T) {
 	for name, f := range map[string]func(*testing.T, *pgtest.Cluster){
 		"migrate": testMigrate, "migrate other platforms": testMigrateOthers, "triggers": testTriggers, "payloads": testPayloads,
 		"bulk": testBulk, "triggers never fail": testTriggersNeverFail, "migrate locked": testMigrateLocked, "migrate rights": testMigrateRights,
-		"status log": testStatusLogRows, "status log refusals": testStatusLogRefusals, "status log rights": testStatusLogRights,
+		"check": testCheck, "status log": testStatusLogRows, "status log durable": testStatusLogDurable, "status log refusals": testStatusLogRefusals, "status log rights": testStatusLogRights,
 	} {
 		t.Run(name, func(t *testing.T) { f(t, c) })
 	}

@@ -20,7 +20,8 @@ import (
 const (
 	statusLogEvery   = 250 * time.Millisecond // between looks at the journal's head where nothing happens
 	statusLogPage    = 1000                   // entries read, and rows written, at once
-	statusLogTimeout = 15 * time.Second       // of one statement, and of connecting
+	statusLogTimeout = 10 * time.Second       // of one statement
+	statusLogConnect = 4 * time.Second        // of connecting: what a black hole swallowed is not waited for when it is over
 	statusLogBackoff = 4 * time.Second        // longest pause after a failure, before jitter
 	statusLogNote    = time.Second            // between stored checkpoints while rows are written
 	statusLogIdle    = time.Minute            // between stored checkpoints where no row was
@@ -170,7 +171,7 @@ func (s *StatusLog) Run(ctx context.Context) error {
 	}
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), statusLogLast)
 	defer cancel()
-	if s.conn != nil && !s.position().IsZero() {
+	if s.conn != nil && !s.conn.IsClosed() && !s.position().IsZero() {
 		if _, err := s.catchUp(end); err != nil {
 			s.trouble(err)
 		}
@@ -271,7 +272,7 @@ func (s *StatusLog) waits(ctx context.Context) {
 }
 
 func (s *StatusLog) connect(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, statusLogTimeout)
+	ctx, cancel := context.WithTimeout(ctx, statusLogConnect)
 	defer cancel()
 	conn, err := pgx.ConnectConfig(ctx, s.cfg)
 	if err != nil {

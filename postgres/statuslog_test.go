@@ -204,6 +204,24 @@ from mcp_server_status_logs where server_id = $1::text::uuid order by id desc li
 	}
 }
 
+// testStatusLogDurable: whatever the role's default, a crash of the database loses nothing behind the checkpoint.
+func testStatusLogDurable(t *testing.T, c *pgtest.Cluster) {
+	conn := checkConn(t, c.Database(t))
+	table, err := statusLogRead(t.Context(), conn, "public")
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkExec(t, conn, "set synchronous_commit = off")
+	checkExec(t, conn, "begin")
+	if _, _, err := table.put(t.Context(), conn, nil, "00000000-0000-0000-0000-000000000001", "00000000-0000-0000-0000-000000000002"); err != nil {
+		t.Fatal(err)
+	}
+	if got := checkValue[string](t, conn, "show synchronous_commit"); got != "on" {
+		t.Errorf("the commit does not wait for the disk: %s", got)
+	}
+	checkExec(t, conn, "commit")
+}
+
 // testStatusLogRefusals: values that a table refuses, and tables that lack columns.
 func testStatusLogRefusals(t *testing.T, c *pgtest.Cluster) {
 	dsn := c.Database(t)
