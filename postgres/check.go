@@ -75,8 +75,8 @@ var checkNeeds = map[Feature][]checkNeed{
 		{checkEnvironments, "SELECT", []string{"id"}, []string{"user_id", "name", "public_ip_address", "status", "dtma_bearer_token", "last_heartbeat_at", "dtma_last_known_version"}},
 	},
 	FeatureWriteBack: {
-		{checkInstances, "SELECT", []string{"id", "account_tool_environment_id"}, []string{"status_on_toolbox", "last_heartbeat_from_dtma"}},
-		{checkEnvironments, "SELECT", []string{"id"}, []string{"status", "last_heartbeat_at"}},
+		{checkInstances, "SELECT", []string{"id", "account_tool_environment_id"}, []string{"status_on_toolbox", "runtime_details", "last_heartbeat_from_dtma"}},
+		{checkEnvironments, "SELECT", []string{"id"}, []string{"last_heartbeat_at", "dtma_last_known_version", "dtma_health_details_json", "status"}},
 		{checkInstances, "UPDATE", nil, []string{"status_on_toolbox", "runtime_details", "last_heartbeat_from_dtma"}},
 		{checkEnvironments, "UPDATE", nil, []string{"last_heartbeat_at", "dtma_last_known_version", "dtma_health_details_json", "status"}},
 	},

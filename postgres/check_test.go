@@ -53,7 +53,7 @@ func testCheck(t *testing.T, c *pgtest.Cluster) {
 		}
 	}
 	// Not more than that: other columns stay closed.
-	for _, sql := range []string{"select dtma_health_details_json from account_tool_environments", "update account_tool_instances set mcp_server_type = 'x'", "select current_status from mcp_server_status_logs", "select * from user_roles"} {
+	for _, sql := range []string{"select do_droplet_id from account_tool_environments", "update account_tool_instances set mcp_server_type = 'x'", "select current_status from mcp_server_status_logs", "select * from user_roles"} {
 		if _, err := checkConn(t, mine).Exec(t.Context(), sql); checkSQLState(err) != "42501" {
 			t.Errorf("%s: %v", sql, err)
 		}

@@ -238,6 +238,11 @@ func (c *shapeCatalog) planWrite(s *shape, ti, te *shapeTable) {
 		case !k.write:
 			s.missing = append(s.missing, "role "+c.role+" lacks UPDATE on "+c.schema+"."+name+" (column "+col+"): it is not written back")
 			return false
+		case !k.canRead: // what is there is compared, or kept where a report says nothing
+			if text := "role " + c.role + " lacks SELECT on " + c.schema + "." + name + " (column " + col + ")"; !slices.Contains(s.missing, text) {
+				s.missing = append(s.missing, text)
+			}
+			return false
 		}
 		return true
 	}
