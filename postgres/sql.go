@@ -157,11 +157,10 @@ func (r *SQLRegistry) Run(ctx context.Context, to statussync.Observer) error {
 
 // sqlFound is one answer of the query.
 type sqlFound struct {
-	update  statussync.RegistryUpdate
-	after   []statussync.Observation
-	faults  []RowFault
-	count   int
-	missing []string
+	update statussync.RegistryUpdate
+	after  []statussync.Observation
+	faults []RowFault
+	count  int
 }
 
 func (f *sqlFound) fault(id, detail string) {
