@@ -122,6 +122,15 @@ type RowHeartbeat struct {
 	ServerID      string // set for a server's last_heartbeat_from_dtma
 	At            time.Time
 	Read          uint64 // number of the read that saw it: moves seen in one read are one gap
+	// Origin, if set, is whose row it is: what another registry defines under this id is not meant.
+	Origin Origin
+}
+
+// DatabaseConnection says whether the database of a registry can be read just now. While it can't, its heartbeats don't
+// age: nobody could have seen a newer one. A registry of which nothing is told counts as connected.
+type DatabaseConnection struct {
+	Origin    Origin // whose heartbeats come from it
+	Connected bool
 }
 
 // RecordSeen is a database row's status word as it was read. The engine asserts it only where the word differs from the
@@ -131,6 +140,7 @@ type RecordSeen struct {
 	Word     string
 	Error    string // instance_error_message, for people
 	Echo     bool
+	Origin   Origin // if set, whose row it is: what another registry defines under this id is not meant
 }
 
 // Outcome is how one probe ended.
@@ -199,16 +209,17 @@ type MaintenanceEnd struct {
 	OccurrenceOnly bool
 }
 
-func (*AgentReport) observation()    {}
-func (*AgentFailed) observation()    {}
-func (*RowHeartbeat) observation()   {}
-func (*RecordSeen) observation()     {}
-func (*ProbeResult) observation()    {}
-func (*RegistryUpdate) observation() {}
-func (*OverrideSet) observation()    {}
-func (*OverrideClear) observation()  {}
-func (*MaintenanceSet) observation() {}
-func (*MaintenanceEnd) observation() {}
+func (*AgentReport) observation()        {}
+func (*AgentFailed) observation()        {}
+func (*RowHeartbeat) observation()       {}
+func (*RecordSeen) observation()         {}
+func (*DatabaseConnection) observation() {}
+func (*ProbeResult) observation()        {}
+func (*RegistryUpdate) observation()     {}
+func (*OverrideSet) observation()        {}
+func (*OverrideClear) observation()      {}
+func (*MaintenanceSet) observation()     {}
+func (*MaintenanceEnd) observation()     {}
 
 // Request is something that the engine wants done. It travels as data, like entries do. Exactly one field is set.
 type Request struct {

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -84,8 +85,10 @@ const (
 	stopSources = 500 * time.Millisecond
 	stopHub     = 1 * time.Second
 	stopStore   = 500 * time.Millisecond
-	stopAll     = 2800 * time.Millisecond
-	stopAgain   = 20 * time.Second // hub and store, each, before a restart
+
+	stopRegistry = 1 * time.Second
+	stopAll      = 2800 * time.Millisecond
+	stopAgain    = 20 * time.Second // hub and store, each, before a restart
 )
 
 // NewLogger returns a logger that writes to w. Format auto is text for people on a terminal and JSON otherwise.
@@ -127,6 +130,7 @@ type service struct {
 	mcp       *mcpprobe.Prober
 	drift     *drift.Service
 	imports   imports
+	databases *databases
 	asker     *dtma.Asker
 	registry  *registry.Manager
 	certs     *certKeeper // nil: without TLS
@@ -230,6 +234,9 @@ func newService(ctx context.Context, c *Config, o Options, ln net.Listener) (s *
 	if err != nil {
 		return nil, err
 	}
+	if s.databases, err = newDatabases(s, c, log); err != nil {
+		return nil, err
+	}
 	if c.TLS != nil {
 		if s.certs, err = newCertKeeper(c, log); err != nil {
 			return nil, err
@@ -278,6 +285,9 @@ func (s *service) newAPI(c *Config, version string, log *slog.Logger) (*httpapi.
 		TrustedProxies: set.TrustedProxies, LoginFailuresPerMinute: set.LoginFailuresPerMinute,
 		Version: version, Logger: log.With("component", "httpapi"),
 		ReadyChecks: map[string]func(context.Context) error{"store": s.store.Healthy, "history": s.history.healthy},
+	}
+	if len(s.databases.list) > 0 {
+		opts.Registries, opts.Reports = s.databases, s.databases.sinks()
 	}
 	s.netOptions(c, &opts)
 	opts.Sessions = sessionsFile{c.Data}
@@ -346,7 +356,7 @@ func within(name string, limit time.Duration, stop func() error) error {
 // run runs the service until ctx ends, a part of it does, or a restart is asked for, which it returns; and stops it.
 // started says whether it ever answered requests.
 func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, started bool, err error) {
-	ended := make(chan error, 32) // room for every part, so that none waits to end
+	ended := make(chan error, 64) // room for every part, so that none waits to end
 	core := start("hub", ended, s.hub.Run)
 	var parts []*part
 	defer func() {
@@ -395,6 +405,7 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, 
 		start("resources", ended, s.resources.Run),
 		start("rollups", ended, s.rollups.Run), // stops behind the probes, whose last results it stores
 	)
+	parts = append(parts, s.databases.parts(ended)...)
 	if s.certs != nil {
 		parts = append(parts, start("certificates", ended, s.certs.Run))
 	}
@@ -402,7 +413,7 @@ func (s *service) run(ctx context.Context, onReady func(Ready)) (next *restart, 
 		parts = append(parts, start("service manager", ended, s.notifier.Run))
 	}
 	base := s.baseURL()
-	s.log.Info("serving", "url", base, "servers", len(s.config.Servers)+s.imports.stats().servers, "environments", len(s.config.Environments), "data", s.config.Data)
+	s.log.Info("serving", "url", base, "servers", len(s.config.Servers)+s.imports.stats().servers, "environments", len(s.config.Environments), "registries", len(s.config.Registries), "data", s.config.Data)
 	onReady(Ready{BaseURL: base, Hub: s.hub})
 	select {
 	case <-ctx.Done():
@@ -425,6 +436,9 @@ func (s *service) define(ctx context.Context) error {
 		return err
 	}
 	if _, err := s.retreat(ctx, u); err != nil {
+		return err
+	}
+	if err := s.databases.begin(ctx, u); err != nil {
 		return err
 	}
 	if _, err := s.hub.Submit(ctx, u); err != nil {
@@ -460,8 +474,11 @@ func (s *service) shutdown(core *part, others []*part, again bool) (err, unclose
 	}
 	for _, p := range others {
 		limit := stopSources
-		if p.name == "rollups" || p.name == "resources" {
+		switch {
+		case p.name == "rollups" || p.name == "resources":
 			limit = stopRollups
+		case strings.HasPrefix(p.name, registryPart): // writes what waits
+			limit = stopRegistry
 		}
 		errs = append(errs, p.join(limit))
 	}

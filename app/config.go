@@ -41,7 +41,9 @@ type Config struct {
 	Environments   []EnvironmentConfig `yaml:"environments,omitempty"`
 	Servers        []ServerConfig      `yaml:"servers,omitempty"`
 	// MCPConfig are files of MCP clients (mcp.json and its cousins) whose servers are monitored too.
-	MCPConfig   []string          `yaml:"mcp_config,omitempty"`
+	MCPConfig []string `yaml:"mcp_config,omitempty"`
+	// Registries are databases that define servers.
+	Registries  []RegistryConfig  `yaml:"registries,omitempty"`
 	Probe       ProbeDefaults     `yaml:"probe"`
 	Heartbeat   HeartbeatConfig   `yaml:"heartbeat"`
 	Transitions TransitionsConfig `yaml:"transitions"`
@@ -378,6 +380,7 @@ func (c *Config) check(d *decoder) {
 		}
 	}
 	c.checkMCPConfig(d)
+	c.checkRegistries(d)
 	c.checkProbeDefaults(d, oneOf, positive)
 	if late, lost := c.Heartbeat.LateAfter, c.Heartbeat.LostAfter; (late == 0) != (lost == 0) {
 		if late == 0 && d.absent("heartbeat.late_after") || lost == 0 && d.absent("heartbeat.lost_after") {

@@ -87,6 +87,7 @@ func (s *service) samples(api *httpapi.API) []prom.Sample {
 	}
 	s.operationSamples(labeled, gauge, counter, boolean)
 	out = append(out, s.mcpSamples()...)
+	out = append(out, s.databases.samples()...)
 	out = append(out, s.rollupSamples(h.Head.Seq)...)
 	if s.certs != nil {
 		gauge("tls_cert_not_after_seconds", "When the certificate in use expires, in seconds since 1970.", float64(s.certs.NotAfter().Unix()))

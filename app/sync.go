@@ -47,6 +47,7 @@ func (s *service) SyncAll(ctx context.Context) (wire.Sync, error) {
 		y.managed(ctx)
 		y.configured(ctx)
 		y.imported(ctx)
+		y.databases(ctx, "")
 		var ask []statussync.EnvironmentView
 		for _, v := range s.hub.Environments() {
 			if v.Environment.AgentURL != "" {
@@ -71,6 +72,13 @@ func (s *service) SyncServer(ctx context.Context, id string) (wire.Sync, error) 
 		}
 		if err != nil || v.Server.Origin == statussync.OriginMCPConfig {
 			y.imported(ctx)
+		}
+		if err != nil || ofDatabase(v.Server.Origin) {
+			only := statussync.Origin("")
+			if err == nil {
+				only = v.Server.Origin
+			}
+			y.databases(ctx, only)
 		}
 		was := v
 		if v, err = s.hub.Server(id); err != nil {

@@ -292,6 +292,9 @@ func (d *decoder) decode(n *yaml.Node, path string, v reflect.Value) {
 		d.fail(n, path, "must be %s, not %s", kindNames[k], kindNames[n.Kind])
 		return false
 	}
+	if v.Type() == typeStatusLog && d.decodeStatusLog(n, path, v) {
+		return
+	}
 	switch v.Kind() {
 	case reflect.Pointer:
 		if v.IsNil() {

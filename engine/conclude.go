@@ -11,7 +11,6 @@ import (
 type sight struct {
 	desired statussync.Desired
 	agent   statussync.AgentState // none where nobody reports for it
-	beatAge time.Duration
 
 	container      statussync.State // StateUnknown: says nothing now
 	containerFresh bool
@@ -32,11 +31,7 @@ func (e *Engine) see(s *server, now time.Time, due *nearest) sight {
 		}
 	}
 	if s.RowBeat.After(lastBeat) { // its own row's heartbeat is newer than its environment's
-		lastBeat = s.RowBeat
 		v.agent = e.judgeRow(s, now, due)
-	}
-	if !lastBeat.IsZero() {
-		v.beatAge = now.Sub(lastBeat)
 	}
 	c := &s.Container
 	if c.known() && v.agent != statussync.AgentLost && e.containerFresh(s, now, due) {
@@ -68,7 +63,7 @@ func (e *Engine) containerFresh(s *server, now time.Time, due *nearest) bool {
 		return false
 	}
 	interval, _, lost := e.limits(s.env)
-	until := e.notAtStart(s.Container.AssertedAt.Add(lost), interval)
+	until := notAtStart(s.Container.AssertedAt.Add(lost), interval, e.started)
 	due.add(until)
 	if !s.Container.AssertedAt.Before(s.env.LastBeat) && !s.RowBeat.After(s.env.LastBeat) {
 		return true
@@ -78,11 +73,11 @@ func (e *Engine) containerFresh(s *server, now time.Time, due *nearest) bool {
 
 // notAtStart moves a limit that would pass in the first heartbeat interval after a start to its end; one that had passed
 // before stays so.
-func (e *Engine) notAtStart(limit time.Time, interval time.Duration) time.Time {
-	if !limit.After(e.started) {
+func notAtStart(limit time.Time, interval time.Duration, started time.Time) time.Time {
+	if !limit.After(started) {
 		return limit
 	}
-	return later(limit, e.started.Add(interval))
+	return later(limit, started.Add(interval))
 }
 
 // rowLimits are the limits of a server's own row: its environment's, or the policy's where it has none.
@@ -97,14 +92,17 @@ func (e *Engine) rowLimits(s *server) (interval, late, lost time.Duration) {
 func (e *Engine) judgeRow(s *server, now time.Time, due *nearest) statussync.AgentState {
 	interval, late, lost := e.rowLimits(s)
 	floor := s.FirstSeen.Add(interval)
-	lateAt := later(e.notAtStart(s.RowBeat.Add(late), interval), floor)
-	lostAt := later(e.notAtStart(s.RowBeat.Add(lost), interval), floor)
-	due.add(lateAt)
-	due.add(lostAt)
+	h := e.heardRow(s, now)
+	lateAt := later(notAtStart(h.at.Add(late), interval, h.started), floor)
+	lostAt := later(notAtStart(h.at.Add(lost), interval, h.started), floor)
+	if !h.waits {
+		due.add(lateAt)
+		due.add(lostAt)
+	}
 	switch {
-	case !now.Before(lostAt):
+	case !h.asOf.Before(lostAt):
 		return statussync.AgentLost
-	case !now.Before(lateAt):
+	case !h.asOf.Before(lateAt):
 		return statussync.AgentLate
 	}
 	return statussync.AgentOK
@@ -315,9 +313,12 @@ func (e *Engine) health(s *server, v *sight, state statussync.State, by string, 
 
 func (e *Engine) rowFresh(s *server, now time.Time, due *nearest) bool {
 	_, _, lost := e.rowLimits(s)
-	until := s.RowBeat.Add(lost)
-	due.add(until)
-	return now.Before(until)
+	h := e.heardRow(s, now)
+	until := h.at.Add(lost)
+	if !h.waits {
+		due.add(until)
+	}
+	return h.asOf.Before(until)
 }
 
 func (e *Engine) stuck(since time.Time, r statussync.Reason, now time.Time, due *nearest) statussync.Reason {

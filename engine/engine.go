@@ -73,7 +73,8 @@ type Engine struct {
 	restoredAt  time.Time // the newest time of a restored record: the service was alive then
 	// skipped is all the time that was ever taken off evidence clocks. Records are stored with it: one that was stored
 	// before the newest downtime, and not since, still lacks that when the service dies again.
-	skipped       time.Duration
+	skippedAll    time.Duration
+	rowClocks     map[statussync.Origin]*rowClock
 	restoredTools map[string]*toolMemory // until Start
 	touched       map[string]struct{}
 	touchedEnvs   map[string]struct{}
@@ -88,7 +89,7 @@ func New(p Policy) (*Engine, error) {
 		p: p, servers: map[string]*server{}, envs: map[string]*environment{}, maintenance: newMaintenance(),
 		unknown: map[string]struct{}{}, dirty: map[*server]struct{}{}, dirtyEnvs: map[*environment]struct{}{},
 		dirtyTools: map[string]struct{}{}, restoredTools: map[string]*toolMemory{}, dirtyGone: map[string]uint64{}, dirtyDelete: map[recordKey]struct{}{},
-		touched: map[string]struct{}{}, touchedEnvs: map[string]struct{}{},
+		touched: map[string]struct{}{}, touchedEnvs: map[string]struct{}{}, rowClocks: map[statussync.Origin]*rowClock{},
 	}
 	e.versions.init()
 	e.doubt.node.kind = dueDoubt
@@ -114,6 +115,8 @@ func (e *Engine) Step(now time.Time, o statussync.Observation, eff *Effects) {
 		e.agentFailed(now, o, eff)
 	case *statussync.RowHeartbeat:
 		e.rowHeartbeat(now, o, eff)
+	case *statussync.DatabaseConnection:
+		e.databaseConnection(now, o, eff)
 	case *statussync.RecordSeen:
 		e.recordSeen(now, o, eff)
 	case *statussync.ProbeResult:
@@ -214,10 +217,8 @@ func (e *Engine) Status(id string) (statussync.Status, bool) {
 		return statussync.Status{}, false
 	}
 	st := s.Pub
-	st.LastHeartbeat = s.RowBeat
-	if s.env != nil && s.env.LastBeat.After(st.LastHeartbeat) {
-		st.LastHeartbeat = s.env.LastBeat
-	}
+	h := e.lastHeard(s, e.now)
+	st.LastHeartbeat = h.shownAt(e.now)
 	return st, true
 }
 

@@ -93,8 +93,11 @@ func (e *Engine) explainEvidence(s *server, v *sight, now time.Time, x *statussy
 			t += ", last heard via " + string(via)
 		}
 		t += "; every " + roundAge(interval) + ", late after " + roundAge(late) + ", lost after " + roundAge(lost)
-		at := later(s.env.LastBeat, s.RowBeat)
-		add("heartbeat", t, at, v.agent == statussync.AgentOK)
+		h := e.lastHeard(s, now)
+		if h.waits {
+			t += "; the database that it comes from can't be read: no limit passes"
+		}
+		add("heartbeat", t, h.shownAt(now), v.agent == statussync.AgentOK)
 	}
 	if rec := &s.Record; rec.Word != "" {
 		t := rec.Word

@@ -72,7 +72,7 @@ func (e *Engine) learnGap(env *environment, now time.Time) {
 			}
 		}
 	}
-	env.LastPush = now
+	env.LastPush, env.PushSkip = now, e.skippedAny(now)
 }
 
 // matchContainers applies a report's list and returns the servers that it speaks of, in a buffer that is reused.
@@ -186,13 +186,16 @@ func (e *Engine) rowHeartbeat(now time.Time, r *statussync.RowHeartbeat, eff *Ef
 			eff.fail(statussync.NotFound("server", r.ServerID))
 			return
 		}
+		if foreign(r.Origin, s.Def.Origin, r.ServerID, "server", eff) {
+			return
+		}
 		first := s.RowBeatAt.IsZero()
 		var last time.Time
 		if !move(&s.RowBeatAt, &last) {
 			return
 		}
 		if last.After(s.RowBeat) {
-			s.RowBeat = last
+			s.RowBeat, s.RowSkip = last, e.skipped(s.Def.Origin, now)
 		}
 		e.touch(s)
 		if s.env != nil && !first {
@@ -209,6 +212,9 @@ func (e *Engine) rowHeartbeat(now time.Time, r *statussync.RowHeartbeat, eff *Ef
 		eff.fail(statussync.NotFound("environment", r.EnvironmentID))
 		return
 	}
+	if foreign(r.Origin, env.Def.Origin, r.EnvironmentID, "environment", eff) {
+		return
+	}
 	first := env.BeatAt.IsZero()
 	var last time.Time
 	if !move(&env.BeatAt, &last) {
@@ -220,7 +226,7 @@ func (e *Engine) rowHeartbeat(now time.Time, r *statussync.RowHeartbeat, eff *Ef
 	}
 	if last.After(env.LastBeat) {
 		e.alive(env, last)
-		env.HeardVia = ""
+		env.HeardVia, env.BeatSkip = "", e.skipped(env.Def.Origin, now)
 	}
 	e.evalEnv(env, now, eff)
 	e.evalServers(env, now, statussync.SourceDTMA, eff)
@@ -233,6 +239,9 @@ func (e *Engine) learnRead(env *environment, now time.Time, read uint64) {
 		return
 	}
 	env.BeatRead = read
+	if env.PushSkip != e.skippedAny(now) {
+		env.LastPush = time.Time{} // nobody saw what came in between: that gap teaches nothing
+	}
 	e.learnGap(env, now)
 	e.touchEnv(env)
 }
@@ -247,7 +256,7 @@ func (e *Engine) agentFailed(now time.Time, f *statussync.AgentFailed, eff *Effe
 	e.sampleAgent(env, strings.HasPrefix(f.Cause, "http_")) // an error that somebody answers is no silence
 	if env.Answered && !f.NobodyToAsk && !env.LastBeat.IsZero() {
 		_, late, _ := e.limits(env)
-		if now.Sub(env.LastBeat) >= late {
+		if h := e.heardEnv(env, now); h.age() >= late {
 			env.AskFails++
 			if env.AskFails >= e.p.AskFailures {
 				env.AskLost = true
@@ -271,11 +280,8 @@ func (e *Engine) judge(env *environment, now time.Time, due *nearest) statussync
 		due.add(e.doubt.holdUntil)
 	}
 	interval, late, lost := e.limits(env)
-	floor := env.FirstSeen
-	if e.started.After(floor) {
-		floor = e.started
-	}
-	floor = floor.Add(interval) // no limit passes in the first interval after a start or a first sight
+	h := e.heardEnv(env, now)
+	floor := later(env.FirstSeen, h.started).Add(interval) // no limit passes in the first interval after a start or a first sight
 	held := func(t time.Time, already bool) time.Time {
 		if !already { // a limit that has passed before stays so
 			t = later(t, floor)
@@ -283,22 +289,25 @@ func (e *Engine) judge(env *environment, now time.Time, due *nearest) statussync
 				t = later(t, e.doubt.holdUntil)
 			}
 		}
-		due.add(t)
+		if !h.waits {
+			due.add(t)
+		}
 		return t
 	}
-	if env.LastBeat.IsZero() {
-		if now.Before(held(env.FirstSeen.Add(e.p.StuckAfter), env.Judged == statussync.AgentLost)) {
+	if h.at.IsZero() {
+		never := env.FirstSeen.Add(e.p.StuckAfter + e.skippedSince(env, h.asOf))
+		if h.asOf.Before(held(never, env.Judged == statussync.AgentLost)) {
 			return statussync.AgentNeverSeen
 		}
 		return statussync.AgentLost
 	}
 	isLost := env.Judged == statussync.AgentLost
-	lostAt := held(env.LastBeat.Add(lost), isLost)
-	lateAt := held(env.LastBeat.Add(late), isLost || env.Judged == statussync.AgentLate)
+	lostAt := held(h.at.Add(lost), isLost)
+	lateAt := held(h.at.Add(late), isLost || env.Judged == statussync.AgentLate)
 	switch {
-	case !now.Before(lostAt):
+	case !h.asOf.Before(lostAt):
 		return statussync.AgentLost
-	case !now.Before(lateAt):
+	case !h.asOf.Before(lateAt):
 		return statussync.AgentLate
 	}
 	return statussync.AgentOK
@@ -387,7 +396,8 @@ func (e *Engine) tellSilent(env *environment, now time.Time, start int, eff *Eff
 	ids = slices.Compact(ids)
 	env.Silent = ids
 	e.touchEnv(env)
-	why := "no heartbeat for " + roundAge(now.Sub(env.LastBeat))
+	h := e.heardEnv(env, now)
+	why := "no heartbeat for " + roundAge(h.age())
 	switch {
 	case env.HostLost:
 		if why = "its servers cannot be reached"; env.Def.AgentURL != "" {
@@ -430,10 +440,13 @@ func (e *Engine) ask(env *environment, now time.Time, due *nearest, eff *Effects
 		return
 	}
 	interval := e.interval(env)
-	from := later(env.LastBeat.Add(time.Duration(float64(interval)*e.p.AskFactor)), e.started.Add(interval))
-	if now.Before(from) {
+	h := e.heardEnv(env, now)
+	from := later(h.at.Add(time.Duration(float64(interval)*e.p.AskFactor)), h.started.Add(interval))
+	if h.asOf.Before(from) {
 		env.nextAsk = time.Time{}
-		due.add(from)
+		if !h.waits {
+			due.add(from)
+		}
 		return
 	}
 	if !now.Before(env.nextAsk) {
@@ -455,8 +468,9 @@ func (e *Engine) askNow(env *environment, timeout, after time.Duration, eff *Eff
 
 func (e *Engine) environmentView(env *environment, now time.Time) statussync.EnvironmentView {
 	interval, late, lost := e.limits(env)
+	h := e.heardEnv(env, now)
 	v := statussync.EnvironmentView{
-		Environment: env.Def, Agent: env.Judged, AgentVersion: env.AgentVersion, LastHeartbeat: env.LastBeat, HeardVia: env.HeardVia,
+		Environment: env.Def, Agent: env.Judged, AgentVersion: env.AgentVersion, LastHeartbeat: h.shownAt(now), HeardVia: env.HeardVia,
 		Interval: interval, LateAfter: late, LostAfter: lost, System: env.System, Servers: len(env.servers), Now: now,
 	}
 	if v.Agent == "" {

@@ -150,6 +150,9 @@ func (d *dice) roll(now time.Time) (what string, list []action) {
 		}
 		return "agent failed", list
 	case 10:
+		if d.n(4) == 0 {
+			return "database", one(&statussync.DatabaseConnection{Origin: statussync.OriginConfig, Connected: d.n(2) == 0})
+		}
 		at := now.Add(-time.Duration(pick(d, 0, 10, 1000, -20)) * time.Second)
 		r := &statussync.RowHeartbeat{At: at, Read: uint64(d.n(200))}
 		if d.n(2) == 0 {

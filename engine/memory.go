@@ -24,7 +24,7 @@ type server struct {
 	waitAt   int  // its place among those that wait
 	stopWait *stopWait
 	replan   bool          // its definition changed: the plan is told again
-	storedAt time.Duration // restored: Engine.skipped when its record was stored
+	storedAt time.Duration // restored: Engine.skippedAll when its record was stored
 	recordAt time.Time     // restored: when that was
 	open     int           // windows that select it and are open
 	tools    *toolMemory   // nil: nobody has looked yet
@@ -40,8 +40,9 @@ type memory struct {
 	Probe     probeEvidence        `json:",omitzero"`
 	Override  *statussync.Override `json:",omitzero"`
 
-	RowBeat   time.Time `json:",omitzero"` // our time of its row's last heartbeat
-	RowBeatAt time.Time `json:",omitzero"` // the row's own word
+	RowBeat   time.Time     `json:",omitzero"` // our time of its row's last heartbeat
+	RowBeatAt time.Time     `json:",omitzero"` // the row's own word
+	RowSkip   time.Duration `json:",omitzero"` // rowClock's reading at RowBeat
 
 	FirstSeen     time.Time        `json:",omitzero"`
 	Every         time.Duration    `json:",omitzero"` // interval of its probes, as last planned
@@ -143,7 +144,7 @@ type environment struct {
 	groupAt    time.Time // when the gathered falls of the host are told; zero: none are gathered
 	discovered map[string]*statussync.Discovered
 	implicit   bool          // made by a server that names it; its registry never told of it
-	storedAt   time.Duration // restored: Engine.skipped when its record was stored
+	storedAt   time.Duration // restored: Engine.skippedAll when its record was stored
 	recordAt   time.Time     // restored: when that was
 }
 
@@ -153,9 +154,11 @@ type envMemory struct {
 	FirstSeen    time.Time                `json:",omitzero"`
 	LastBeat     time.Time                `json:",omitzero"` // our time
 	BeatAt       time.Time                `json:",omitzero"` // the database's own word of it, where it comes from there
+	BeatSkip     time.Duration            `json:",omitzero"` // rowClock's reading at LastBeat, or at FirstSeen where there is none
 	BeatRead     uint64                   `json:"-"`
 	HeardVia     statussync.ReportVia     `json:",omitzero"` // how LastBeat came; empty: from the database
 	LastPush     time.Time                `json:",omitzero"` // the last one that counts for gaps
+	PushSkip     time.Duration            `json:",omitzero"` // Engine.skippedAny then
 	Gaps         []time.Duration          `json:",omitzero"`
 	AgentVersion string                   `json:",omitzero"`
 	System       *statussync.SystemStatus `json:",omitzero"`

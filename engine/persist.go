@@ -21,7 +21,7 @@ type storedServer struct {
 	V       int
 	At      time.Time     `json:",omitzero"`  // engine time when this was stored: the service was alive then
 	Removed uint64        `json:",omitempty"` // the version at removal; then there is no memory
-	Skipped time.Duration `json:",omitempty"` // Engine.skipped when this was stored
+	Skipped time.Duration `json:",omitempty"` // Engine.skippedAll when this was stored
 	Def     *storedDef    `json:",omitempty"`
 	Pub     *storedStatus `json:",omitempty"`
 	Memory  *memory       `json:",omitempty"`
@@ -72,14 +72,15 @@ type storedEnvironment struct {
 	V        int
 	At       time.Time     `json:",omitzero"`
 	Implicit bool          `json:",omitempty"`
-	Skipped  time.Duration `json:",omitempty"` // Engine.skipped when this was stored
+	Skipped  time.Duration `json:",omitempty"` // Engine.skippedAll when this was stored
 	Memory   *envMemory
 }
 
 type storedEngine struct {
 	V       int
-	At      time.Time     `json:",omitzero"`
-	Skipped time.Duration `json:",omitempty"`
+	At      time.Time                       `json:",omitzero"`
+	Skipped time.Duration                   `json:",omitempty"`
+	Rows    map[statussync.Origin]*rowClock `json:",omitempty"`
 	// Windows were stored here before each had a record of its own.
 	Windows []statussync.Maintenance `json:",omitempty"`
 }
@@ -94,12 +95,12 @@ func encode(v any) []byte {
 
 func (e *Engine) serverRecord(s *server) statussync.Record {
 	return statussync.Record{Kind: statussync.RecordServer, ID: s.Def.ID, Data: encode(storedServer{
-		V: recordVersion, At: e.now, Skipped: e.skipped, Def: (*storedDef)(s.Def), Pub: (*storedStatus)(&s.Pub), Memory: &s.memory,
+		V: recordVersion, At: e.now, Skipped: e.skippedAll, Def: (*storedDef)(s.Def), Pub: (*storedStatus)(&s.Pub), Memory: &s.memory,
 	})}
 }
 
 func (e *Engine) envRecord(env *environment) statussync.Record {
-	return statussync.Record{Kind: statussync.RecordEnvironment, ID: env.Def.ID, Data: encode(storedEnvironment{V: recordVersion, At: e.now, Implicit: env.implicit, Skipped: e.skipped, Memory: &env.envMemory})}
+	return statussync.Record{Kind: statussync.RecordEnvironment, ID: env.Def.ID, Data: encode(storedEnvironment{V: recordVersion, At: e.now, Implicit: env.implicit, Skipped: e.skippedAll, Memory: &env.envMemory})}
 }
 
 // DirtyFor appends the records of the servers and environments that entries speak of, so that they are stored in the
@@ -171,7 +172,7 @@ func (e *Engine) Dirty(buf []statussync.Record, limit int) (out []statussync.Rec
 			return buf, true
 		}
 		e.dirtySelf = false
-		buf = append(buf, statussync.Record{Kind: statussync.RecordEngine, Data: encode(storedEngine{V: recordVersion, At: e.now, Skipped: e.skipped})})
+		buf = append(buf, statussync.Record{Kind: statussync.RecordEngine, Data: encode(storedEngine{V: recordVersion, At: e.now, Skipped: e.skippedAll, Rows: e.rowClocks})})
 	}
 	for id, v := range e.dirtyGone {
 		if !room() {
@@ -262,7 +263,12 @@ func (e *Engine) Restore(r statussync.Record) error {
 		if err := version(st.V); err != nil {
 			return err
 		}
-		e.skipped = st.Skipped
+		e.skippedAll = st.Skipped
+		for o, c := range st.Rows {
+			if c != nil && c.Away >= 0 && len(e.rowClocks) < maxRowClocks {
+				e.rowClocks[o] = c
+			}
+		}
 		e.restoredAt = later(e.restoredAt, st.At)
 		e.restoreLegacyWindows(st.Windows)
 	case statussync.RecordMaintenance:
@@ -314,20 +320,23 @@ func (e *Engine) Start(now, alive time.Time, eff *Effects) {
 		gap = now.Sub(alive)
 	}
 	for _, s := range e.servers {
-		lacks := e.skipped - s.storedAt // an earlier run took it off, but did not store this record again
+		lacks := e.skippedAll - s.storedAt // an earlier run took it off, but did not store this record again
 		s.shift(gap + lacks)
 		s.renew(unstored(alive, s.recordAt, lacks))
 	}
 	for _, env := range e.envs {
-		lacks := e.skipped - env.storedAt
+		lacks := e.skippedAll - env.storedAt
 		env.shift(gap + lacks + unstored(alive, env.recordAt, lacks))
 	}
 	slices.SortFunc(e.envOrder, func(a, b *environment) int { return compare(a.Def.ID, b.Def.ID) })
 	for _, s := range e.sorted() {
 		e.link(s, now)
 	}
+	for _, c := range e.rowClocks {
+		move(gap, &c.Since)
+	}
 	if gap > 0 {
-		e.skipped += gap
+		e.skippedAll += gap
 		e.dirtySelf = true
 	}
 	e.startWindows()
@@ -398,7 +407,10 @@ func (e *Engine) shift(d time.Duration) {
 		env.shift(d)
 	}
 	move(d, &e.doubt.at, &e.doubt.until, &e.doubt.holdUntil, &e.doubt.recheck)
-	e.skipped += d
+	for _, c := range e.rowClocks {
+		move(d, &c.Since, &c.back)
+	}
+	e.skippedAll += d
 	e.dirtySelf = true
 }
 

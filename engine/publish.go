@@ -158,12 +158,9 @@ func withText(t, cause, text string) string {
 }
 
 func (e *Engine) why(s *server, c *statussync.Status, now time.Time) string {
-	age, beat := "", s.RowBeat
-	if s.env != nil {
-		beat = later(beat, s.env.LastBeat)
-	}
-	if !beat.IsZero() {
-		age = " for " + roundAge(now.Sub(beat))
+	age := ""
+	if h := e.lastHeard(s, now); !h.at.IsZero() {
+		age = " for " + roundAge(h.age())
 	}
 	switch c.Reason {
 	case statussync.ReasonOK:

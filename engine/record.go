@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"strconv"
 	"strings"
 	"time"
 
@@ -12,6 +13,9 @@ func (e *Engine) recordSeen(now time.Time, r *statussync.RecordSeen, eff *Effect
 	s := e.servers[r.ServerID]
 	if s == nil {
 		eff.fail(statussync.NotFound("server", r.ServerID))
+		return
+	}
+	if foreign(r.Origin, s.Def.Origin, r.ServerID, "server", eff) {
 		return
 	}
 	rec := &s.Record
@@ -48,6 +52,15 @@ func (e *Engine) recordSeen(now time.Time, r *statussync.RecordSeen, eff *Effect
 		}
 	}
 	e.eval(s, now, statussync.SourceDTMA, eff)
+}
+
+// foreign reports that a row is not the one that a server or environment was defined by.
+func foreign(row, defined statussync.Origin, id, kind string, eff *Effects) bool {
+	if row == "" || row == defined {
+		return false
+	}
+	eff.fail(&statussync.Error{Code: statussync.CodeConflict, Location: id, Detail: kind + " " + strconv.Quote(id) + " is defined by " + string(defined)})
+	return true
 }
 
 // leaves is the state that a command leaves: while reports still show it, the command is under way.

@@ -87,7 +87,7 @@ func (e *Engine) putEnvironment(now time.Time, def *statussync.Environment, eff 
 }
 
 func (e *Engine) newEnvironment(def *statussync.Environment, now time.Time) *environment {
-	env := &environment{envMemory: envMemory{Def: def, FirstSeen: now}, byContainer: map[string]*server{}}
+	env := &environment{envMemory: envMemory{Def: def, FirstSeen: now, BeatSkip: e.skipped(def.Origin, now)}, byContainer: map[string]*server{}}
 	e.addEnvironment(env)
 	return env
 }

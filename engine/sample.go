@@ -397,7 +397,7 @@ func (e *Engine) agentsSpeakAgainstUs(now time.Time) bool {
 			continue
 		}
 		n++
-		if now.Sub(env.LastBeat) > time.Duration(e.p.DoubtFactor*float64(e.interval(env))) {
+		if h := e.heardEnv(env, now); h.age() > time.Duration(e.p.DoubtFactor*float64(e.interval(env))) {
 			past++
 		}
 	}

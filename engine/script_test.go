@@ -49,6 +49,7 @@ import (
 //	event box-1 weather=exited(137)          the same, told at once between two heartbeats
 //	agent-failed box-1 refused               asked, and no answer (or: nobody)
 //	record weather stopping [error="…"] [echo]
+//	database away [origin=config] · database back     there is no connection to it, and there is one again
 //	row box-1 at=-20s read=1 · row weather at=50s    a heartbeat that the database tells of, by its own time
 //	probe weather ok|alive|fail [cause] [latency=3s] [auth=required] [throttled] [began=9s]
 //	    a failure with refused, timeout, unreachable, reset or dns is one by connection
@@ -79,7 +80,7 @@ var rewrite = flag.Bool("rewrite", false, "write what the engine does into testd
 
 func TestScripts(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txt")
-	if err != nil || len(files) < 63 {
+	if err != nil || len(files) < 67 {
 		t.Fatalf("%d scripts in testdata (%v); there were more", len(files), err)
 	}
 	for _, f := range files {
@@ -344,6 +345,14 @@ func (sc *script) command(cmd string, args []string) error {
 		sc.see(f)
 	case "record":
 		sc.see(&statussync.RecordSeen{ServerID: a.next(), Word: a.next(), Error: a.get("error"), Echo: a.flag("echo")})
+	case "database":
+		origin := statussync.Origin(a.or("origin", "config"))
+		switch w := a.next(); w {
+		case "away", "back":
+			sc.see(&statussync.DatabaseConnection{Origin: origin, Connected: w == "back"})
+		default:
+			return fmt.Errorf("a database is away or back, not %q", w)
+		}
 	case "row":
 		id := a.next()
 		r := &statussync.RowHeartbeat{At: scriptZero.Add(a.duration("at")), Read: uint64(a.int("read"))}

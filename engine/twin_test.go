@@ -28,7 +28,11 @@ type twin struct {
 	pulse     []time.Time // pushed heartbeats and moves of the row: what the interval is learned from
 	rowBeat   time.Time
 	rowAt     time.Time
-	listed    []twinReport // what agents said of the container, oldest first
+	rowSeen   time.Time      // when that was read
+	aways     [][2]time.Time // times without the database; the last one may go on (zero)
+	neverLost bool           // a heartbeat that never came was counted as lost
+	noGap     map[int]bool   // places in pulse before which nobody saw what came
+	listed    []twinReport   // what agents said of the container, oldest first
 	records   []twinRecord
 	wanted    statussync.Desired // by records
 	results   []twinResult       // since nothing was known
@@ -121,6 +125,9 @@ func (w *twin) learned() time.Duration {
 func (w *twin) learn() time.Duration {
 	var gaps []time.Duration
 	for i := 1; i < len(w.pulse); i++ {
+		if w.noGap[i] {
+			continue
+		}
 		if g := w.pulse[i].Sub(w.pulse[i-1]); g > 0 {
 			gaps = append(gaps, g)
 		}
@@ -139,6 +146,57 @@ func (w *twin) learn() time.Duration {
 func (w *twin) late() time.Duration { return w.learned() * 5 / 2 }
 func (w *twin) lost() time.Duration { return w.learned() * 4 }
 
+// connected is how much of a time the database could be read in.
+func (w *twin) connected(from, to time.Time) time.Duration {
+	d := max(0, to.Sub(from))
+	for _, a := range w.aways {
+		end := a[1]
+		if end.IsZero() || end.After(to) {
+			end = to
+		}
+		d -= max(0, end.Sub(later(a[0], from)))
+	}
+	return d
+}
+
+// lastAway is when the database was there again, if it ever was away, and as of when rows are judged.
+func (w *twin) lastAway(t time.Time) (back, asOf time.Time) {
+	asOf = t
+	for _, a := range w.aways {
+		if a[1].IsZero() {
+			asOf = a[0]
+		} else {
+			back = a[1]
+		}
+	}
+	return back, asOf
+}
+
+// rowPast reports whether a limit has passed for the row.
+func (w *twin) rowPast(t time.Time, limit time.Duration) bool {
+	back, asOf := w.lastAway(t)
+	at := asOf.Add(limit - w.rowAge(t))
+	if at.After(back) && !back.IsZero() {
+		at = later(at, back.Add(w.learned()))
+	}
+	return !asOf.Before(later(at, w.added.Add(w.learned())))
+}
+
+func (w *twin) rowAge(t time.Time) time.Duration {
+	return w.rowSeen.Sub(w.rowBeat) + w.connected(w.rowSeen, t)
+}
+
+// neverPast reports whether a heartbeat that never came counts as lost.
+func (w *twin) neverPast(t time.Time) bool {
+	back, asOf := w.lastAway(t)
+	at := asOf.Add(10*time.Minute - w.connected(w.added, asOf))
+	if !w.neverLost {
+		at = later(at, later(w.added, back).Add(w.learned()))
+	}
+	w.neverLost = !asOf.Before(at)
+	return w.neverLost
+}
+
 // agent is how the reporter of the server is doing.
 func (w *twin) agent(t time.Time) statussync.AgentState {
 	var beat time.Time
@@ -146,13 +204,19 @@ func (w *twin) agent(t time.Time) statussync.AgentState {
 		beat = w.beats[len(w.beats)-1]
 	}
 	if w.rowBeat.After(beat) {
-		beat = w.rowBeat
+		switch {
+		case w.rowPast(t, w.lost()):
+			return statussync.AgentLost
+		case w.rowPast(t, w.late()):
+			return statussync.AgentLate
+		}
+		return statussync.AgentOK
 	}
 	if beat.IsZero() {
 		switch {
 		case !w.token:
 			return statussync.AgentNone
-		case t.Sub(w.added) < 10*time.Minute:
+		case !w.neverPast(t):
 			return statussync.AgentNeverSeen
 		}
 		return statussync.AgentLost
@@ -408,7 +472,7 @@ func (w *twin) judge(t time.Time, state statussync.State, by string, why statuss
 	if cFresh && !w.container().overruled && w.said(w.container()) == statussync.StateRunning && !(w.verdict == verdictNone && fails > 0) {
 		own = true
 	}
-	if !w.rowBeat.IsZero() && !lost && t.Sub(w.rowBeat) < w.lost() {
+	if !w.rowBeat.IsZero() && !lost && w.rowAge(t) < w.lost() {
 		own = true
 	}
 	give(running && own, good, statussync.ReasonOK)
@@ -612,11 +676,24 @@ func (w *twin) row(t, at time.Time) {
 		}
 	case at.After(w.rowAt):
 		w.rowBeat = t
+		if n := len(w.pulse); n > 0 && w.connected(w.pulse[n-1], t) != t.Sub(w.pulse[n-1]) {
+			w.noGap[n] = true
+		}
 		w.pulse = append(w.pulse, t)
 	default:
 		return
 	}
-	w.rowAt = at
+	w.rowAt, w.rowSeen = at, t
+}
+
+// database takes that the database can be read, or not.
+func (w *twin) database(t time.Time, connected bool) {
+	n := len(w.aways)
+	if away := n > 0 && w.aways[n-1][1].IsZero(); away && connected {
+		w.aways[n-1][1] = t
+	} else if !away && !connected {
+		w.aways = append(w.aways, [2]time.Time{t})
+	}
 }
 
 func (w *twin) says(t time.Time, word string, echo bool) {
@@ -718,7 +795,7 @@ func TestTwin(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		w := &twin{p: p, added: begin, transport: statussync.TransportHTTP, every: 0}
+		w := &twin{p: p, added: begin, noGap: map[int]bool{}, transport: statussync.TransportHTTP, every: 0}
 		w.config = rapid.SampledFrom([]statussync.Desired{"", statussync.DesiredRunning, statussync.DesiredStopped}).Draw(t, "desired")
 		w.token = rapid.Bool().Draw(t, "token")
 		w.probed = rapid.Bool().Draw(t, "probed")
@@ -759,7 +836,12 @@ func TestTwin(t *testing.T) {
 				w.look(now)
 				compare("by time alone")
 			}
-			switch kind := rapid.IntRange(0, 10).Draw(t, "kind"); {
+			switch kind := rapid.IntRange(0, 11).Draw(t, "kind"); {
+			case kind == 11: // the database goes, or is there again
+				connected := rapid.Bool().Draw(t, "connected")
+				log = append(log, fmt.Sprintf("%v database %v", now.Sub(begin), connected))
+				e.Step(now, &statussync.DatabaseConnection{Origin: statussync.OriginConfig, Connected: connected}, &eff)
+				w.database(now, connected)
 			case kind <= 2: // heartbeat
 				r := &statussync.AgentReport{EnvironmentID: "e", Via: statussync.ViaPush, List: statussync.ListComplete}
 				var c *statussync.ContainerReport

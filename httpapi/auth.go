@@ -88,6 +88,7 @@ type TokenSpec struct {
 type Tokens struct {
 	set     atomic.Pointer[tokenSet]
 	managed atomic.Pointer[map[[sha256.Size]byte]string] // replaced whole, never changed
+	rows    atomic.Pointer[map[[sha256.Size]byte]string] // likewise: those of databases
 	now     func() time.Time
 	err     error // a wrong spec; New and Replace report it
 }
@@ -121,6 +122,10 @@ func (t *Tokens) Valid(c Credential) bool {
 // SetManagedAgents replaces the agents' tokens beside the configured set by these: environment ids by the SHA-256 of the token.
 // It takes effect for the next request. The map must not be changed afterwards. Safe for concurrent use.
 func (t *Tokens) SetManagedAgents(agents map[[sha256.Size]byte]string) { t.managed.Store(&agents) }
+
+// SetDatabaseAgents is SetManagedAgents for the tokens that databases define. What is configured or managed counts first:
+// who may write to a platform's database can't take over somebody else's token.
+func (t *Tokens) SetDatabaseAgents(agents map[[sha256.Size]byte]string) { t.rows.Store(&agents) }
 
 // NewTokens returns the Authenticator of these tokens and agents' tokens (by environment id). New refuses it where a
 // token is empty or given twice, or a role is unknown.
@@ -179,6 +184,9 @@ func (t *Tokens) Agent(token string) (string, bool) {
 	env, ok := t.set.Load().agents[h]
 	if managed := t.managed.Load(); !ok && managed != nil {
 		env, ok = (*managed)[h]
+	}
+	if rows := t.rows.Load(); !ok && rows != nil {
+		env, ok = (*rows)[h]
 	}
 	return env, ok
 }

@@ -49,6 +49,9 @@ func (a *API) heartbeat(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	report.EnvironmentID = env
+	if len(a.opts.Reports) > 0 {
+		report.Raw = raw
+	}
 	if err := a.opts.Hub.TryObserve(report); err != nil {
 		if statussync.CodeOf(err) == statussync.CodeUnavailable {
 			a.streams.inboxFull.Add(1)
@@ -56,6 +59,9 @@ func (a *API) heartbeat(w http.ResponseWriter, r *http.Request) {
 		}
 		a.fail(w, r, err)
 		return
+	}
+	for _, sink := range a.opts.Reports {
+		sink.Report(report)
 	}
 	a.streams.heartbeats.Add(1)
 	w.WriteHeader(http.StatusNoContent)

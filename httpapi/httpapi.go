@@ -118,8 +118,11 @@ type Options struct {
 	Backup      Backuper    // nil: backups are not served
 	Eraser      Eraser      // nil: persons can't be erased by API
 	Maintenance Maintenance // maintenance windows; nil: they are not served
-	Tools       Tools       // tool lists and their pins; nil: they are not served
-	ToolLooker  ToolLooker  // reads tool lists on demand; nil: they are not
+	Registries  Registries  // databases that define servers; nil: there are none
+	// Reports are told of agents' heartbeats as they came, once they are accepted.
+	Reports    []statussync.ReportSink
+	Tools      Tools      // tool lists and their pins; nil: they are not served
+	ToolLooker ToolLooker // reads tool lists on demand; nil: they are not
 
 	// Sessions keeps who is signed in over restarts; nil: a restart signs everybody out.
 	Sessions    SessionStore

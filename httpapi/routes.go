@@ -338,6 +338,10 @@ func (a *API) routes() error {
 		a.toolRoutes()
 	}
 
+	if a.opts.Registries != nil {
+		a.registryStateRoutes()
+	}
+
 	a.operationRoutes()
 
 	if a.opts.Rollups != nil {
@@ -355,6 +359,9 @@ func (a *API) routes() error {
 			if a.opts.Control != nil {
 				p := a.opts.Control.Probing()
 				out.ProbingEnabled = &p.Enabled
+			}
+			if a.opts.Registries != nil {
+				out.Registries = a.opts.Registries.Registries()
 			}
 			return &body[wire.Metrics]{out}, nil
 		})
@@ -642,6 +649,14 @@ func (a *API) readyz(ctx context.Context, _ *empty) (*readyOutput, error) {
 	if a.opts.Control != nil {
 		p := a.opts.Control.Probing()
 		full.Probing = &p
+	}
+	if a.opts.Registries != nil {
+		full.Registries = a.opts.Registries.Registries()
+		for i := range full.Registries {
+			if r := &full.Registries[i]; r.Feed == statussync.FeedDown {
+				full.Status = wire.ReadyDegraded
+			}
+		}
 	}
 	if a.draining.Load() {
 		full.Status, full.Detail = wire.ReadyNo, "the service is stopping"

@@ -203,7 +203,7 @@ func (a *API) websocket(w http.ResponseWriter, r *http.Request, legacy bool) {
 		HandshakeTimeout: a.opts.WriteTimeout,
 		// Clients say little, and the writer has buffers of its own: the server's 4 KiB for each direction would only lie there.
 		ReadBufferSize: 512, WriteBufferSize: 512, WriteBufferPool: &a.handshakes,
-		CheckOrigin:      func(*http.Request) bool { return true }, // done above
+		CheckOrigin: func(*http.Request) bool { return true }, // done above
 		Error: func(w http.ResponseWriter, r *http.Request, status int, reason error) {
 			if status >= 500 {
 				a.fail(w, r, statussync.NewError(statussync.CodeInternal, "", reason))

@@ -269,11 +269,13 @@ const (
 	obsOverride
 	obsMaintenance
 	obsTools
+	obsConnection
 	obsKinds
 )
 
 var obsNames = [obsKinds]string{
 	"agent_report", "agent_failed", "row_heartbeat", "record", "probe", "registry", "override", "maintenance", "tools",
+	"database_connection",
 }
 
 func kindOf(o statussync.Observation) int {
@@ -292,6 +294,8 @@ func kindOf(o statussync.Observation) int {
 		return obsRegistry
 	case *statussync.OverrideSet, *statussync.OverrideClear:
 		return obsOverride
+	case *statussync.DatabaseConnection:
+		return obsConnection
 	case *statussync.ToolsSeen, *statussync.ToolsPin, *statussync.ToolsUnpin:
 		return obsTools
 	}

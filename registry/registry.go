@@ -24,6 +24,7 @@ import (
 	"log/slog"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/agentopia/statussync"
@@ -744,6 +745,9 @@ func place(o statussync.Origin) string {
 		return "an MCP configuration file"
 	case statussync.OriginDiscovered:
 		return "discovery"
+	}
+	if name, ok := strings.CutPrefix(string(o), string(statussync.OriginPostgres)+":"); ok {
+		return "the database " + shown(name)
 	}
 	return shown(string(o))
 }

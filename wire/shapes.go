@@ -19,7 +19,7 @@ type Server struct {
 	Desired       statussync.Desired   `json:"desired,omitempty" enum:"running,stopped,unknown"`
 	Labels        map[string]string    `json:"labels,omitempty"`
 	Capabilities  map[string]any       `json:"capabilities,omitempty"`
-	Origin        statussync.Origin    `json:"origin,omitempty" enum:"config,managed,postgres,mcp_config,discovered"`
+	Origin        statussync.Origin    `json:"origin,omitempty" doc:"config, managed, postgres, mcp_config or discovered; of a second database and further ones postgres:NAME." example:"config"`
 	Probe         *Probe               `json:"probe,omitempty"`
 	NeedsConfig   string               `json:"needs_config,omitempty" doc:"What of its configuration could not be resolved; it is not probed then."`
 	Disabled      bool                 `json:"disabled,omitempty"`
@@ -180,7 +180,7 @@ type Environment struct {
 	Owner                    string                   `json:"owner,omitempty"`
 	Address                  string                   `json:"address,omitempty"`
 	AgentURL                 string                   `json:"agent_url,omitempty" doc:"Without userinfo and query."`
-	Origin                   statussync.Origin        `json:"origin,omitempty" enum:"config,managed,postgres,mcp_config,discovered"`
+	Origin                   statussync.Origin        `json:"origin,omitempty" doc:"config, managed, postgres, mcp_config or discovered; of a second database and further ones postgres:NAME." example:"config"`
 	Agent                    statussync.AgentState    `json:"agent" enum:"none,never_seen,ok,late,lost"`
 	AgentVersion             string                   `json:"agent_version,omitempty"`
 	LastHeartbeat            Time                     `json:"last_heartbeat,omitzero"`
@@ -310,17 +310,18 @@ type Failed struct {
 
 // Metrics are the numbers of GET /sync/metrics.
 type Metrics struct {
-	TotalServers   int      `json:"total_servers"`
-	ActiveServers  int      `json:"active_servers" doc:"In state running."`
-	ErrorServers   int      `json:"error_servers" doc:"Unhealthy or in state error."`
-	LastSyncTime   Time     `json:"last_sync_time,omitzero"`
-	SyncDurationMS float64  `json:"sync_duration_ms"`
-	StatusChanges  uint64   `json:"status_changes" doc:"Updates journaled since the start of the service."`
-	Subscriptions  int      `json:"subscriptions"`
-	CacheHits      uint64   `json:"cache_hits"`
-	CacheMisses    uint64   `json:"cache_misses"`
-	CacheHitRate   *float64 `json:"cache_hit_rate,omitempty" doc:"Hits per read, 0 to 1; absent before the first read."`
-	ProbingEnabled *bool    `json:"probing_enabled,omitempty" doc:"false: the monitoring is switched off."`
+	TotalServers   int        `json:"total_servers"`
+	ActiveServers  int        `json:"active_servers" doc:"In state running."`
+	ErrorServers   int        `json:"error_servers" doc:"Unhealthy or in state error."`
+	LastSyncTime   Time       `json:"last_sync_time,omitzero"`
+	SyncDurationMS float64    `json:"sync_duration_ms"`
+	StatusChanges  uint64     `json:"status_changes" doc:"Updates journaled since the start of the service."`
+	Subscriptions  int        `json:"subscriptions"`
+	CacheHits      uint64     `json:"cache_hits"`
+	CacheMisses    uint64     `json:"cache_misses"`
+	CacheHitRate   *float64   `json:"cache_hit_rate,omitempty" doc:"Hits per read, 0 to 1; absent before the first read."`
+	ProbingEnabled *bool      `json:"probing_enabled,omitempty" doc:"false: the monitoring is switched off."`
+	Registries     []Registry `json:"registries,omitempty" doc:"Databases that define servers."`
 }
 
 // FromMetrics returns m as the wire has it.
@@ -347,6 +348,7 @@ type Ready struct {
 	Version          string                `json:"version,omitempty"`
 	Probing          *Probing              `json:"probing,omitempty"`
 	Checks           map[string]ReadyCheck `json:"checks,omitempty"`
+	Registries       []Registry            `json:"registries,omitempty" doc:"Databases that define servers."`
 }
 
 // The words of Ready.Status.

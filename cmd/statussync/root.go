@@ -95,6 +95,7 @@ func (c *cli) explain(err error) (code int, lines []string) {
 		refused *statussync.Error
 		problem *client.Problem
 		local   *localRefusal
+		away    *databaseAway
 	)
 	one := func(s string) []string { return []string{statussync.CleanText(s, maxErrorLine)} }
 	switch {
@@ -111,6 +112,8 @@ func (c *cli) explain(err error) (code int, lines []string) {
 			lines = append(lines, statussync.CleanText("refused: "+f.Error(), maxErrorLine))
 		}
 		return exitRefused, lines
+	case errors.As(err, &away):
+		return exitUnreachable, one(away.Error())
 	case errors.As(err, &local):
 		return exitRefused, errorLines(local.err)
 	case errors.As(err, &refused) && errors.As(err, &problem):
@@ -199,7 +202,7 @@ Exit codes: 0 fine, 1 not healthy or failed, 2 wrong usage or configuration, 3 t
 
 	root.AddGroup(&cobra.Group{ID: "run", Title: "Run a service:"}, &cobra.Group{ID: "ask", Title: "Ask a running service:"},
 		&cobra.Group{ID: "define", Title: "Define what a running service watches:"}, &cobra.Group{ID: "operate", Title: "Operate a running service:"},
-		&cobra.Group{ID: "keep", Title: "Keep its data, and let it go:"})
+		&cobra.Group{ID: "platform", Title: "Work with a platform's database:"}, &cobra.Group{ID: "keep", Title: "Keep its data, and let it go:"})
 	add := func(group string, cmds ...*cobra.Command) {
 		for _, cmd := range cmds {
 			cmd.GroupID = group
@@ -207,9 +210,10 @@ Exit codes: 0 fine, 1 not healthy or failed, 2 wrong usage or configuration, 3 t
 		}
 	}
 	add("run", c.demoCmd(), c.serveCmd(), c.checkCmd(), c.configCmd())
-	add("ask", c.statusCmd(), c.watchCmd(), c.historyCmd(), c.uptimeCmd(), c.incidentsCmd(), c.probeCmd(), c.probesCmd(), c.timelineCmd(), c.resourcesCmd(), c.overrideCmd(), c.maintenanceCmd(), c.toolsCmd(), c.environmentsCmd(), c.metricsCmd(), c.whoamiCmd(), c.healthcheckCmd(), c.mcpCmd())
+	add("ask", c.statusCmd(), c.watchCmd(), c.historyCmd(), c.uptimeCmd(), c.incidentsCmd(), c.probeCmd(), c.probesCmd(), c.timelineCmd(), c.resourcesCmd(), c.overrideCmd(), c.maintenanceCmd(), c.toolsCmd(), c.environmentsCmd(), c.connectionsCmd(), c.metricsCmd(), c.whoamiCmd(), c.healthcheckCmd(), c.mcpCmd())
 	add("define", c.serverCmd(), c.environmentCmd(), c.discoveredCmd(), c.adoptCmd())
 	add("operate", c.reloadCmd(), c.restartCmd(), c.probingCmd(), c.syncCmd())
+	add("platform", c.migrateCmd(), c.shadowCmd())
 	add("keep", c.backupCmd(), c.restoreCmd(), c.exportCmd(), c.eraseCmd())
 	root.AddCommand(c.versionCmd(), c.manCmd())
 	c.prepare(root)
