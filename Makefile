@@ -8,7 +8,7 @@ FUZZ    ?= 60s
 RACE    := $(shell command -v cc >/dev/null 2>&1 && echo -race)
 
 .DEFAULT_GOAL := help
-.PHONY: help run build page screenshots test test-setup helm-test fuzz bench lint fmt clean
+.PHONY: help run build page screenshots test test-setup helm-test fuzz bench microbench lint fmt clean
 
 help: ## show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,7 +44,11 @@ lint: ## gofmt, go vet, staticcheck
 fuzz: ## fuzz every decoder, FUZZ (60s) each
 	@./.ci/fuzz $(FUZZ)
 
-bench: ## run all benchmarks
+bench: ## measure the service against raw limits and peers, some 6 minutes; RUN=fanout: one part, FULL=1: more rounds
+	@./.ci/bench-setup
+	cd bench && $(GO) run . -out . -run '$(RUN)' $(if $(FULL),-full)
+
+microbench: ## run the benchmarks that stand beside the code
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
 screenshots: page ## make docs/screenshots anew; needs chromium
