@@ -334,6 +334,7 @@ func TestReportNeverBlocks(t *testing.T) {
 		r.fleet.environment(&environmentRow{id: []byte(envID(i))}, 1, d)
 		r.fleet.instance(&instanceRow{id: []byte(instID(i)), env: []byte(envID(i)), name: []byte("s")}, 1, time.Now(), d)
 	}
+	r.wb.prime()
 	var all sync.WaitGroup
 	for range 4 {
 		all.Go(func() {

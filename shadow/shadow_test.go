@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -98,11 +99,14 @@ func TestParseStatus(t *testing.T) {
 
 // both is another service's log and a statussync in memory.
 type both struct {
+	mu    sync.Mutex // guards words where a Run follows
 	words []Word
 	lines map[string]Timeline
 }
 
 func (b *both) Words(_ context.Context, after Place, limit int) ([]Word, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	var out []Word
 	for _, w := range b.words {
 		if (w.At.After(after.At) || w.At.Equal(after.At) && w.ID > after.ID) && len(out) < limit {
@@ -158,26 +162,39 @@ func TestFollow(t *testing.T) {
 		done := make(chan *Report, 1)
 		go func() {
 			r, err := Run(ctx, Options{Log: b, Ours: b, Since: time.Minute, Tolerance: 10 * time.Second, Follow: true, Now: time.Now,
-				Tell: func(d *Difference) error { told = append(told, *d); return nil }})
+				Tell: func(d *Difference) error {
+					b.mu.Lock()
+					defer b.mu.Unlock()
+					told = append(told, *d)
+					return nil
+				}})
 			if err != nil {
 				t.Error(err)
 			}
 			done <- r
 		}()
 		time.Sleep(5 * time.Second)
+		b.mu.Lock()
 		b.words = append(b.words, Word{ID: "1", ServerID: "a", At: time.Now(), State: "stopped"})
+		b.mu.Unlock()
 		time.Sleep(5 * time.Second)
 		synctest.Wait()
+		b.mu.Lock()
 		if len(told) > 0 {
 			t.Errorf("told at %v, before its time", time.Since(begin))
 		}
+		b.mu.Unlock()
 		time.Sleep(30 * time.Second)
+		b.mu.Lock()
 		b.words = append([]Word{{ID: "0", ServerID: "a", At: begin.Add(2 * time.Second), State: "error"}}, b.words...)
+		b.mu.Unlock()
 		time.Sleep(30 * time.Second)
 		synctest.Wait()
+		b.mu.Lock()
 		if len(told) != 2 {
 			t.Errorf("told %+v", told)
 		}
+		b.mu.Unlock()
 		cancel()
 		if r := <-done; r.Count != 2 || r.Rows != 2 {
 			t.Errorf("%+v", r)

@@ -2,7 +2,7 @@ import { ServiceError, UnreachableError, codeOfStatus, errorOfProblem, invalid }
 import { Subscription, type Connector, type SubscribeOptions, type WebSocketConstructor } from './subscribe.js';
 import { Mirror, type MirrorOptions } from './mirror.js';
 import type {
-  AgentToken, AgentTokens, Availability, Cursor, Discovered, Duration, Environment, EnvironmentSpec, EraseRequest, Erasure, Explain, FilterClause, FilterType,
+  AgentToken, AgentTokens, Availability, Connections, Cursor, Discovered, Duration, Environment, EnvironmentSpec, EraseRequest, Erasure, Explain, FilterClause, FilterType,
   Health, Incident, Maintenance, MaintenanceRequest, Metrics, NewAgentToken, OverrideRequest, Page, PinRequest, ProbeReport,
   ProbeResult, ProbeResults, Probing, Problem, Ready, Reload, ResourceReport,
   Restarting, Server, ServerSpec, State, Status, Sync, Timeline, Tools,
@@ -263,6 +263,11 @@ export class Client {
   /** A host's CPU, memory and disk, as its agent told them, by steps of time. Window: 24h; step: 1m, or 1h beyond 48h. */
   resources(id: string, q: { window?: Duration | undefined; step?: Duration | undefined } = {}, o?: CallOptions): Promise<ResourceReport> {
     return this.#call('GET', environment(id, '/resources'), { window: q.window, step: q.step }, undefined, o);
+  }
+
+  /** An agent's connections to MCP servers, as the platform's database has them, with live status. */
+  connections(agentID: string, o?: CallOptions): Promise<Connections> {
+    return this.#call('GET', '/connections', { agent_id: agentID }, undefined, o);
   }
 
   /** Containers that agents list and no server claims. */

@@ -345,6 +345,8 @@ export interface Metrics {
   cache_hit_rate?: number;
   /** false: the monitoring is switched off. */
   probing_enabled?: boolean;
+  /** The databases that servers come from. */
+  registries?: Registry[];
 }
 
 /** The answer of /readyz. Without a credential it is only status and durable. */
@@ -360,6 +362,82 @@ export interface Ready {
   version?: string;
   probing?: Probing;
   checks?: Record<string, ReadyCheck>;
+  /** The databases that servers come from; one that is away makes the service degraded, not unready. */
+  registries?: Registry[];
+}
+
+/** A database that servers come from, and how well it is followed. */
+export interface Registry {
+  name: string;
+  kind: 'postgres' | 'supabase' | 'sql';
+  /** live: changes are told as they happen; polling: all is read again and again; down: it can't be reached. */
+  feed: 'live' | 'catching_up' | 'polling' | 'down';
+  detail?: string;
+  lag_ms: number;
+  reconnects: number;
+  last_sync?: Timestamp;
+  sync_duration_ms?: number;
+  servers: number;
+  environments: number;
+  /** Rows that can't be used, or not in full; at most 20. */
+  faults?: RegistryFault[];
+  faults_count: number;
+  /** Columns and rights that are missed. */
+  missing?: string[];
+  write_back?: WriteBack;
+  status_log?: StatusLog;
+}
+
+/** One row that can't be used. */
+export interface RegistryFault {
+  table?: string;
+  id?: string;
+  detail: string;
+}
+
+/** How agents' reports get into the rows. */
+export interface WriteBack {
+  queued: number;
+  oldest_ms: number;
+  rows: number;
+  round_trips: number;
+  failed: number;
+  detail?: string;
+  last_written?: Timestamp;
+}
+
+/** How updates get into mcp_server_status_logs. */
+export interface StatusLog {
+  /** Everything up to here is written. */
+  cursor?: Cursor;
+  behind: number;
+  rows: number;
+  skipped: number;
+  failed?: number;
+  lost?: number;
+  deleted?: number;
+  detail?: string;
+}
+
+/** An agent's connections to MCP servers, as the platform's database has them, with live status. */
+export interface Connections {
+  agent_id: string;
+  items: Connection[];
+  /** A stream of these server_ids that begins here misses nothing. */
+  cursor: Cursor;
+}
+
+/** One connection of an agent to an MCP server. */
+export interface Connection {
+  id: string;
+  server_id: string;
+  server_name?: string;
+  /** As the platform's row has it. */
+  active: boolean;
+  created_at?: Timestamp;
+  status: 'connected' | 'disconnected' | 'error';
+  /** Absent: no such server is known. */
+  server_status?: Status;
 }
 
 /** One dependency's state. */
