@@ -68,6 +68,12 @@ type task struct{ took, ran time.Duration }
 // first.
 func (b *tab) tasks(d time.Duration) (long []task) {
 	b.t.Helper()
+	return b.tasksOf(func() { pause(context.Background(), d) })
+}
+
+// tasksOf is the same for as long as use takes.
+func (b *tab) tasksOf(use func()) (long []task) {
+	b.t.Helper()
 	b.mu.Lock()
 	b.trace, b.traced = nil, make(chan struct{})
 	b.mu.Unlock()
@@ -75,7 +81,7 @@ func (b *tab) tasks(d time.Duration) (long []task) {
 		RecordMode: tracing.TraceConfigRecordModeRecordUntilFull, TraceBufferSizeInKb: 1 << 19,
 		IncludedCategories: []string{"toplevel"}, ExcludedCategories: []string{"*"},
 	}}))
-	pause(context.Background(), d)
+	use()
 	b.do(call(tracing.End, cdp.Empty{}))
 	select {
 	case <-b.traced:

@@ -29,8 +29,10 @@ function decode(part: string): string | undefined {
 
 /** basePath is the path of the document's base, with a slash at its end. */
 export function basePath(): string {
-  return new URL(".", document.baseURI).pathname;
+  return (base ??= new URL(".", document.baseURI).pathname); // a page has one base for its life
 }
+
+let base: string | undefined;
 
 /** href makes the address of a view. A search begins with "?". */
 export function href(path: string, search = ""): string {

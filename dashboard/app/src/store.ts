@@ -7,7 +7,7 @@ import type { ConnectionState, Subscription, SubscriptionEvent } from "@statussy
 import { batch, signal, type ReadonlySignal, type Signal } from "@preact/signals";
 import { all, ApiError, get, getServer, identify, me, serverClock, signInNeeded } from "./api";
 import { told, type Line } from "./core/feed";
-import { applied, compareText, countsOf, needsReading, type Counts } from "./core/fleet";
+import { applied, countsOf, needsReading, ordered, type Counts } from "./core/fleet";
 import type { Silence } from "./core/problems";
 import { watchFleet } from "./live";
 import type { Environment, Page, Server, Update } from "./types";
@@ -312,10 +312,7 @@ function put(s: Server): boolean {
 }
 
 function reorder() {
-  const list = [...all_()];
-  const env = (s: Server) => s.environment_id ?? "\uffff";
-  list.sort((a, b) => (env(a) === env(b) ? 0 : compareText(env(a), env(b))) || compareText(a.name, b.name) || compareText(a.id, b.id));
-  order = list.map((s) => s.id);
+  order = ordered(all_());
   membership.value++;
 }
 

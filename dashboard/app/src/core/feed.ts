@@ -110,3 +110,12 @@ export function tally(l: Line): Map<Availability, number> {
   for (const a of l.folded.values()) m.set(a, (m.get(a) ?? 0) + 1);
   return m;
 }
+
+/**
+ * silenceTone is the sign of a host that went silent: by its servers, as in the list of what is wrong. Limited where they
+ * still answer, or it has none; unavailable where one is down, and where nothing was told of them.
+ */
+export function silenceTone(l: Line): Availability {
+  if (l.folded.size === 0) return l.entry.server_ids?.length ? "unavailable" : "limited";
+  return tally(l).has("unavailable") ? "unavailable" : "limited";
+}

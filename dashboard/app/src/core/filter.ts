@@ -93,7 +93,7 @@ export function matcher(f: Filter): (s: Server) => boolean {
     }
     if (f.maintenance !== undefined && inMaintenance(s) !== f.maintenance) return false;
     if (words.length) {
-      const hay = haystack(s);
+      const hay = haystackOf(s);
       for (const w of words) if (!hay.includes(w)) return false;
     }
     return true;
@@ -103,6 +103,15 @@ export function matcher(f: Filter): (s: Server) => boolean {
 /** inMaintenance tells whether an open window selects the server. */
 export function inMaintenance(s: Server): boolean {
   return s.status.marks?.includes("maintenance") ?? false;
+}
+
+/** A server is a value: what is searched in it is made once, and goes with it. */
+const haystacks = new WeakMap<Server, string>();
+
+function haystackOf(s: Server): string {
+  let hay = haystacks.get(s);
+  if (hay === undefined) haystacks.set(s, (hay = haystack(s)));
+  return hay;
 }
 
 /** haystack is the text in which words are searched, in lower case. */

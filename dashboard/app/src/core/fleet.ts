@@ -67,3 +67,19 @@ export function countsOf(servers: Iterable<Server>): Counts {
 /** compareText orders names as people do: box-2 before box-10. */
 const collator = new Intl.Collator("en", { numeric: true, sensitivity: "base" });
 export const compareText = (a: string, b: string) => collator.compare(a, b) || (a < b ? -1 : a > b ? 1 : 0);
+
+/** ordered are the ids of servers by environment, name and id; those without an environment come last. */
+export function ordered(servers: Iterable<Server>): string[] {
+  // By environment first: comparing names as people do is what takes time with thousands.
+  const by = new Map<string, Server[]>();
+  for (const s of servers) {
+    const env = s.environment_id ?? "";
+    const list = by.get(env);
+    if (list) list.push(s);
+    else by.set(env, [s]);
+  }
+  const envs = [...by].sort(([a], [b]) => (a === "" ? 1 : b === "" ? -1 : compareText(a, b)));
+  return envs.flatMap(([, list]) =>
+    list.sort((a, b) => compareText(a.name, b.name) || compareText(a.id, b.id)).map((s) => s.id),
+  );
+}

@@ -1,7 +1,7 @@
 import { Component } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { glyphs } from "../../components/Glyph";
-import { change, tally, type Line } from "../../core/feed";
+import { change, silenceTone, tally, type Line } from "../../core/feed";
 import { availabilities, availabilityWords, clock, count, moment, plural } from "../../format";
 import { environmentHref, serverHref } from "../../router";
 import { environments, feed, servers } from "../../store";
@@ -147,7 +147,7 @@ function view(l: Line): View {
     case "server_removed":
       return { name: e.server_id, words: "was removed", more: details };
     case "environment_silent":
-      return { ...host, tone: "unavailable", words: "is silent · " + members(l), more: details };
+      return { ...host, tone: silenceTone(l), words: "is silent · " + members(l), more: details };
     case "environment_back":
       return { ...host, tone: "available", words: "is heard again · " + members(l), more: details };
     case "self_doubt":

@@ -1,10 +1,10 @@
 // The tiles of the fleet. Only the rows in sight are in the document, each tile follows its server by itself, and an
 // update touches that tile only: thousands of servers cost what is seen of them.
-import { effect } from "@preact/signals";
+import { effect, untracked } from "@preact/signals";
 import { render } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 import { glyphs } from "../../components/Glyph";
-import { arrange, visible, type Layout } from "../../core/layout";
+import { arrange, visible, type Group, type Layout } from "../../core/layout";
 import { agentWords, availabilityOf, availabilityWords, count, plural, since, why } from "../../format";
 import { environmentHref, serverHref } from "../../router";
 import { environments, now, servers, silent } from "../../store";
@@ -21,20 +21,36 @@ export function TileGrid() {
   return <div class="tiles" ref={ref} />;
 }
 
+// A label has three lines beside the tiles of one row: its gap to the next group counts.
 const SIZES = {
-  names: { width: 148, tile: 36, gap: 6, label: 172, labelMin: 38, groupGap: 12 },
+  names: { width: 148, tile: 36, gap: 6, label: 172, labelMin: 44, groupGap: 12 },
   compact: { width: 17, tile: 17, gap: 3, label: 160, labelMin: 20, groupGap: 7 },
 };
 const OVERSCAN = 300; // px above and below the window that are kept
 const NARROW = 640; // px below which labels stand above the tiles
 
+/** How long rows are made for in one frame, in ms, and how much longer others may be taken away: the rest follows in the next. */
+const BUDGET = 6;
+const MARGIN = 4;
+
+/** Shown is a row that is in the document. */
+interface Shown {
+  el: HTMLElement;
+  group: string;
+  ids: readonly string[];
+  label: boolean;
+  dispose: () => void;
+}
+
 class Grid {
   #root: HTMLElement;
   #layout: Layout = { rows: [], height: 0, columns: 1 };
-  #shown = new Map<number, { el: HTMLElement; dispose: () => void }>();
+  #shown = new Map<number, Shown>(); // by index of the row in the layout
   #stop: (() => void)[] = [];
   #frame = 0;
   #width = 0;
+  #small: boolean | undefined;
+  #refocus: string | undefined; // the server whose tile lost the focus with its row, until it is drawn again
   #tip: HTMLElement | undefined;
   #tipStop: (() => void) | undefined;
 
@@ -59,7 +75,7 @@ class Grid {
       effect(() => {
         groups.value;
         compact.value;
-        this.#arrange();
+        untracked(() => this.#arrange());
       }),
     );
     const tip = (e: Event) => this.#showTip((e.target as Element).closest?.<HTMLElement>(".tile") ?? undefined);
@@ -93,8 +109,10 @@ class Grid {
     const z = small ? SIZES.compact : SIZES.names;
     const narrow = w < NARROW;
     const room = w - (narrow ? 0 : z.label);
-    this.#layout = arrange(groups.peek(), {
-      columns: small ? Math.floor((room + z.gap) / (z.width + z.gap)) : Math.max(2, Math.floor((room + z.gap) / (z.width + z.gap))),
+    const columns = Math.floor((room + z.gap) / (z.width + z.gap));
+    const list = groups.peek();
+    this.#layout = arrange(list, {
+      columns: small ? columns : Math.max(2, columns),
       tile: z.tile,
       gap: z.gap,
       labelMin: narrow ? 0 : z.labelMin,
@@ -106,11 +124,32 @@ class Grid {
     this.#root.style.height = this.#layout.height + "px";
     this.#root.style.setProperty("--columns", String(this.#layout.columns));
     this.#showTip(undefined);
-    const had = document.activeElement instanceof HTMLElement ? document.activeElement.dataset.id : undefined;
-    const mine = this.#root.contains(document.activeElement);
-    this.#clear();
+    const focused = document.activeElement;
+    const had = focused instanceof HTMLElement && this.#root.contains(focused) ? focused.dataset.id : undefined;
+    if (small !== this.#small) this.#clear();
+    this.#small = small;
+    this.#keep(list);
+    if (had !== undefined && !focused!.isConnected) this.#refocus = had;
     this.#draw();
-    if (mine && had !== undefined) this.#root.querySelector<HTMLElement>(`[data-id="${CSS.escape(had)}"]`)?.focus({ preventScroll: true });
+  }
+
+  /** Rows that are the same in the new layout are moved; the others go. */
+  #keep(list: readonly Group[]) {
+    const old = new Map([...this.#shown.values()].map((r) => [r.group + "\n" + r.ids[0], r]));
+    this.#shown.clear();
+    if (old.size) {
+      this.#layout.rows.forEach((row, i) => {
+        const g = list[row.group]!;
+        const key = g.id + "\n" + g.servers[row.from];
+        const r = old.get(key);
+        if (!r || r.label !== row.label || r.ids.length !== row.to - row.from) return;
+        for (let n = 0; n < r.ids.length; n++) if (r.ids[n] !== g.servers[row.from + n]) return;
+        old.delete(key);
+        r.el.style.top = row.y + "px";
+        this.#shown.set(i, r);
+      });
+    }
+    for (const r of old.values()) r.dispose();
   }
 
   #soon() {
@@ -122,29 +161,60 @@ class Grid {
 
   #draw() {
     const top = -this.#root.getBoundingClientRect().top;
-    const span = visible(this.#layout.rows, top - OVERSCAN, top + innerHeight + OVERSCAN);
+    const began = performance.now();
+    const rows = this.#layout.rows;
+    const wide = visible(rows, top - OVERSCAN, top + innerHeight + OVERSCAN);
+    // What is in sight first, then what may be soon.
+    const near = visible(rows, top, top + innerHeight);
+    const wanted: number[] = [];
+    for (let i = near.from; i < near.to; i++) wanted.push(i);
+    for (let i = near.to; i < wide.to; i++) wanted.push(i);
+    for (let i = near.from - 1; i >= wide.from; i--) wanted.push(i);
+    let made = false;
+    for (const i of wanted) {
+      if (this.#shown.has(i)) continue;
+      if (made && performance.now() - began > BUDGET) {
+        this.#soon();
+        break;
+      }
+      this.#shown.set(i, this.#row(i));
+      made = true;
+    }
+    if (made) this.#order();
+    this.#focusAgain();
+    const focused = document.activeElement;
+    let gone = false; // at least one a frame, as of those that are made: both come to their end on any machine
     for (const [i, r] of this.#shown) {
       // The row with the focus stays, else the keyboard would lose its place.
-      if ((i >= span.from && i < span.to) || r.el.contains(document.activeElement)) continue;
+      if ((i >= wide.from && i < wide.to) || r.el.contains(focused)) continue;
+      if (gone && performance.now() - began > BUDGET + MARGIN) {
+        this.#soon();
+        break;
+      }
       r.dispose();
       this.#shown.delete(i);
-    }
-    // The document's order is that of the tiles, whichever way they came into sight.
-    let after: Element | null = null;
-    for (const i of [...this.#shown.keys()].sort((a, b) => a - b)) {
-      if (i < span.from) after = this.#shown.get(i)!.el;
-    }
-    for (let i = span.from; i < span.to; i++) {
-      let r = this.#shown.get(i);
-      if (!r) {
-        r = this.#row(i);
-        this.#shown.set(i, r);
-        if (after) after.after(r.el);
-        else this.#root.prepend(r.el);
-      }
-      after = r.el;
+      gone = true;
     }
     if (!this.#root.querySelector('.tile[tabindex="0"]')) this.#root.querySelector(".tile")?.setAttribute("tabindex", "0");
+  }
+
+  /** Who was at a tile whose row was made anew comes to it again, unless something else has the focus by now. */
+  #focusAgain() {
+    if (this.#refocus === undefined) return;
+    const tile = this.#root.querySelector<HTMLElement>(`[data-id="${CSS.escape(this.#refocus)}"]`);
+    if (tile || document.activeElement !== document.body) this.#refocus = undefined;
+    if (tile && document.activeElement === document.body) tile.focus({ preventScroll: true });
+  }
+
+  /** The document's order is that of the tiles, whichever way they came into sight: readers and keys go by it. */
+  #order() {
+    let next: Node | null = null;
+    const order = [...this.#shown.keys()].sort((a, b) => b - a);
+    for (const i of order) {
+      const el = this.#shown.get(i)!.el;
+      if (el.parentNode !== this.#root || el.nextSibling !== next) this.#root.insertBefore(el, next);
+      next = el;
+    }
   }
 
   /** Tab comes to one tile; from there arrows, j and k go on. */
@@ -174,7 +244,7 @@ class Grid {
     }
   }
 
-  #row(i: number): { el: HTMLElement; dispose: () => void } {
+  #row(i: number): Shown {
     const r = this.#layout.rows[i]!;
     const g = groups.peek()[r.group]!;
     const el = document.createElement("div");
@@ -186,7 +256,7 @@ class Grid {
     if (r.label) {
       const label = document.createElement("div");
       label.className = "tile-label";
-      render(<Label id={g.id} total={g.servers.length} />, label);
+      render(<Label id={g.id} />, label);
       stops.push(() => render(null, label));
       el.append(label);
     }
@@ -233,6 +303,9 @@ class Grid {
     el.append(tiles);
     return {
       el,
+      group: g.id,
+      ids: g.servers.slice(r.from, r.to),
+      label: r.label,
       dispose: () => {
         for (const f of stops) f();
         el.remove();
@@ -303,9 +376,10 @@ function Tip({ get }: { get: () => Server }) {
   );
 }
 
-function Label({ id, total }: { id: string; total: number }) {
+function Label({ id }: { id: string }) {
   const e = environments.value.get(id);
   const c = groupCounts.value.get(id);
+  const total = c?.total ?? 0;
   const quiet = silent.value.has(id);
   const agent = quiet ? "silent" : e && e.agent !== "ok" && e.agent !== "none" ? agentWords[e.agent] : "";
   const small = compact.value;
