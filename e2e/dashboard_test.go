@@ -116,7 +116,8 @@ func TestDashboard(t *testing.T) {
 		t.Error("the page was loaded anew")
 	}
 
-	// The drill-down explains it.
+	// The drill-down explains it. What is wrong is listed a quarter of a second later at most, which moves the tiles down.
+	b.until("the crashed server in the list of what is wrong", `document.querySelector('.problem-name[data-id="weather"]')`)
 	b.do(chromedp.Click(chromedp.CSS(tile("weather"))))
 	b.until("the address of the server's view", `location.pathname === "/servers/weather"`)
 	for _, want := range []string{"Unavailable", "Crashed", "exit code 137", "Exited (137)", "decided"} {

@@ -115,8 +115,9 @@ export const agentWords: Record<AgentState, string> = {
   lost: "agent lost",
 };
 
-/** duration says a length of time in at most two units: "45 s", "3 min", "2 h 5 min", "4 d 3 h". */
+/** duration says a length of time in at most two units: "45 s", "3 min", "2 h 5 min", "4 d 3 h"; "" for what is none. */
 export function duration(seconds: number): string {
+  if (!Number.isFinite(seconds)) return "";
   const s = Math.max(0, Math.floor(seconds));
   if (s < 60) return s + " s";
   const m = Math.floor(s / 60);
@@ -164,11 +165,12 @@ const months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "
 export function bytes(n: number): string {
   const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
   let i = 0;
-  while (n >= 1024 && i < units.length - 1) {
+  // By the number as it is shown: 1023.9 KiB are 1.0 MiB.
+  while (Math.round(n) >= 1024 && i < units.length - 1) {
     n /= 1024;
     i++;
   }
-  return `${i === 0 || n >= 100 ? Math.round(n) : n.toFixed(1)} ${units[i]}`;
+  return `${i === 0 || n >= 99.95 ? Math.round(n) : n.toFixed(1)} ${units[i]}`;
 }
 
 /** percent keeps what matters near 100: "99.98 %", and never rounds up to 100. */
@@ -180,8 +182,8 @@ export function percent(p: number): string {
 
 /** ms says a latency: "0.8 ms", "24 ms", "2.4 s". */
 export function ms(n: number): string {
-  if (n >= 1000) return (n / 1000).toFixed(1) + " s";
-  return n < 10 ? n.toFixed(1) + " ms" : Math.round(n) + " ms";
+  if (n >= 999.5) return (n / 1000).toFixed(1) + " s";
+  return n < 9.95 ? n.toFixed(1) + " ms" : Math.round(n) + " ms";
 }
 
 /** count writes a number with thin spaces between thousands. */

@@ -13,20 +13,25 @@ export interface Line {
   seq: number;
   at: number; // ms
   entry: Update;
-  /** servers whose entries are part of the line, with what they are since */
-  folded: ReadonlyMap<string, Availability>;
+  /** servers whose entries are part of the line, with what they are since, by the newest of these entries */
+  folded: ReadonlyMap<string, Folded>;
+}
+
+interface Folded {
+  seq: number;
+  is: Availability;
 }
 
 /** MAX_LINES bounds the list. */
 export const MAX_LINES = 200;
 
 /** How long entries of the servers that a line lists belong to it, in ms after (or, for the same batch, before) it. */
-const window: Record<string, number> = {
-  environment_silent: 250,
-  environment_back: 10_000,
-  maintenance_begin: 250,
-  maintenance_end: 250,
-};
+const window: ReadonlyMap<string, number> = new Map([
+  ["environment_silent", 250],
+  ["environment_back", 10_000],
+  ["maintenance_begin", 250],
+  ["maintenance_end", 250],
+]);
 const BEFORE = 250;
 
 /** worthTelling leaves out what says nothing to people: that a server is known, but not yet what it does. */
@@ -50,18 +55,18 @@ export function told(lines: readonly Line[], entries: readonly Update[]): readon
       const i = out.findIndex((l) => takes(l, e, at));
       if (i >= 0) {
         const l = out[i]!;
-        out[i] = { ...l, folded: new Map(l.folded).set(e.server_id!, availabilityOf(e.current_status!)) };
+        const folded = new Map(l.folded);
+        if (fold(folded, e)) out[i] = { ...l, folded };
         continue;
       }
     }
     const line: Line = { key, seq: e.seq, at, entry: e, folded: new Map() };
-    if (window[e.kind] !== undefined && e.server_ids) {
-      const folded = new Map<string, Availability>();
-      // Oldest first, so that the newest of a server stays.
+    if (window.has(e.kind) && e.server_ids) {
+      const folded = new Map<string, Folded>();
       for (let i = out.length - 1; i >= 0; i--) {
         const l = out[i]!;
         if (l.entry.kind !== "status" || !takes(line, l.entry, l.at)) continue;
-        folded.set(l.entry.server_id!, availabilityOf(l.entry.current_status!));
+        fold(folded, l.entry);
         out.splice(i, 1);
       }
       line.folded = folded;
@@ -72,9 +77,16 @@ export function told(lines: readonly Line[], entries: readonly Update[]): readon
   return out.length === had && entries.length === 0 ? lines : out;
 }
 
+/** fold adds an entry, unless a newer one of its server is there: what is read of the past may come after what is live. */
+function fold(folded: Map<string, Folded>, e: Update): boolean {
+  if ((folded.get(e.server_id!)?.seq ?? -1) >= e.seq) return false;
+  folded.set(e.server_id!, { seq: e.seq, is: availabilityOf(e.current_status!) });
+  return true;
+}
+
 /** takes tells whether a line is the one under which an entry of kind status is told. */
 function takes(l: Line, e: Update, at: number): boolean {
-  const w = window[l.entry.kind];
+  const w = window.get(l.entry.kind);
   if (w === undefined || !e.server_id || l.entry.epoch !== e.epoch) return false;
   if (at < l.at - BEFORE || at > l.at + w) return false;
   if (!(l.entry.server_ids?.includes(e.server_id) ?? false)) return false;
@@ -107,7 +119,7 @@ export function change(e: Update): { from: Availability; to: Availability } | un
 /** tally counts the servers of a line by what they are since. */
 export function tally(l: Line): Map<Availability, number> {
   const m = new Map<Availability, number>();
-  for (const a of l.folded.values()) m.set(a, (m.get(a) ?? 0) + 1);
+  for (const f of l.folded.values()) m.set(f.is, (m.get(f.is) ?? 0) + 1);
   return m;
 }
 

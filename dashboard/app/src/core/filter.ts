@@ -43,7 +43,7 @@ export function parseFilter(search: string): Filter {
     if (i > 0) labels.set(l.slice(0, i), l.slice(i + 1));
   }
   const f: Filter = {
-    q: (p.get("q") ?? "").slice(0, MAX_QUERY),
+    q: (p.get("q") ?? "").slice(0, MAX_QUERY).replace(/[\ud800-\udbff]$/, ""), // no half of a character
     availability: words("availability", availabilities),
     states: words("states", states),
     healths: words("healths", healths),

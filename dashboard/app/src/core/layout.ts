@@ -36,7 +36,7 @@ export interface Layout {
 /** arrange computes the rows of all groups from top to bottom. */
 export function arrange(groups: readonly Group[], m: Metrics): Layout {
   const rows: Row[] = [];
-  const columns = Math.max(1, Math.floor(m.columns));
+  const columns = m.columns >= 1 ? Math.floor(m.columns) : 1;
   let y = 0;
   groups.forEach((g, group) => {
     const start = y;
