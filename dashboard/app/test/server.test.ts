@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { evidenceAge, evidenceWords, headline, healthsOf, judge, left, reasoned, ruleName, scope, selects, short } from "../src/views/server/words";
+import { addedReason, evidenceAge, evidenceWords, headline, healthsOf, judge, left, reasoned, ruleName, scope, selects, short } from "../src/views/server/words";
 import { joined } from "../src/views/server/joined";
 import type { Maintenance, Rule, Status, Update } from "../src/types";
 
@@ -36,6 +36,18 @@ describe("judge", () => {
     expect(ruleName("3j")).toEqual({ number: "3j", name: "" });
     expect(reasoned("not the case: state error")).toBe("state error");
     expect(reasoned(undefined)).toBe("");
+  });
+});
+
+describe("a rule's reason", () => {
+  it.each([
+    ["probe_failing", "probes fail (4 in a row): HTTP 503", ""],
+    ["probe_slow", "it answers slowly: 200ms", ""],
+    ["crash_loop", "it restarts again and again", "Crash loop"],
+    ["ok", "running", ""],
+    [undefined, "running", ""],
+  ])("%s beside %j adds %j", (reason, text, want) => {
+    expect(addedReason(reason, text)).toBe(want);
   });
 });
 

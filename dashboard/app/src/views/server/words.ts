@@ -1,5 +1,5 @@
 // What the server's view says, as pure functions; tested in test/server.test.ts.
-import { availabilityOf, availabilityWords, duration, moment, why } from "../../format";
+import { availabilityOf, availabilityWords, duration, moment, reasonWords, why } from "../../format";
 import type { Evidence, Maintenance, Rule, Server, State, Status, Update } from "../../types";
 
 /** headline is the status in words: what people can do with the server, and why. */
@@ -63,6 +63,14 @@ export function verdict(r: Rule): string {
 /** reasoned leaves out the words by which a silent rule says that it is silent. */
 export function reasoned(why: string | undefined): string {
   return (why ?? "").replace(/^not the case: /, "");
+}
+
+/** addedReason says a rule's reason where the rule's own text does not hold its words already. */
+export function addedReason(reason: string | undefined, text: string): string {
+  if (!reason || reason === "ok") return "";
+  const said = text.toLowerCase();
+  const words = reasonWords(reason);
+  return words.toLowerCase().split(/[^a-z]+/).every((w) => w.length < 4 || said.includes(w)) ? "" : words;
 }
 
 /** An entry's availability after it, for the sign beside it; undefined where it is not about a status. */
