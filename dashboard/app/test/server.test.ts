@@ -64,6 +64,7 @@ describe("evidence", () => {
     expect(evidenceAge({ ...e, asserted_at: "2026-03-01T00:00:00.000Z" }, 0)).toBe(0); // a clock that is behind
   });
   it("is cut only where it is a digest", () => {
+    expect(short("every 1m0s, late after 2m30s, lost after 1h4m0s, asked after 20s")).toBe("every 1 min, late after 2 min 30 s, lost after 1 h 4 min, asked after 20 s");
     expect(short("3 tools, sha256:" + "ab".repeat(32))).toBe("3 tools, sha256:ababababab…");
     expect(short("sha256:beef <b>")).toBe("sha256:beef <b>");
     expect(short("until 2026-03-01T12:00:00.000Z")).toMatch(/^until 2026-0[23]-\d\d \d\d:\d\d:\d\d$/);

@@ -108,7 +108,7 @@ function Row({ s }: { s: Server }) {
   const a = availabilityOf(s.status);
   const st = s.status;
   return (
-    <li class={"problem p-" + a}>
+    <li class={"problem p-" + a + (s.environment_id ? "" : " problem-homeless")}>
       <Glyph a={a} label />
       <a class="problem-name" href={serverHref(s.id)} data-stop="problem" data-id={s.id}>
         <bdi>{s.name}</bdi>
@@ -127,9 +127,7 @@ function Row({ s }: { s: Server }) {
         <a class="problem-env" href={environmentHref(s.environment_id)}>
           <bdi>{environments.value.get(s.environment_id)?.name ?? s.environment_id}</bdi>
         </a>
-      ) : (
-        <span class="problem-env" />
-      )}
+      ) : null}
       <Began at={st.since} />
     </li>
   );

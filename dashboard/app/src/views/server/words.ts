@@ -126,11 +126,13 @@ export function left(until: string | undefined, now: number): string {
   return t > now ? duration((t - now) / 1000) : "";
 }
 
-/** short cuts digests to what people compare, and writes times as the rest of the page does. */
+/** short cuts digests to what people compare, and writes times and lengths of time as the rest of the page does. */
 export function short(value: string): string {
   return value
     .replace(/\b(sha256:[0-9a-f]{10})[0-9a-f]{54}\b/g, "$1…")
-    .replace(/\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z/g, (t) => moment(t) || t);
+    .replace(/\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z/g, (t) => moment(t) || t)
+    .replace(/\b(?:(\d+)h)?(\d+)m(\d+)s\b/g, (_, h = 0, m, s) => duration(Number(h) * 3600 + Number(m) * 60 + Number(s)))
+    .replace(/\b(\d+)s\b/g, "$1 s");
 }
 
 /** evidenceAge is the age of evidence at now, by when it was asserted; undefined: it has no time. */
