@@ -44,6 +44,7 @@ describe("a rule's reason", () => {
     ["probe_failing", "probes fail (4 in a row): HTTP 503", ""],
     ["probe_slow", "it answers slowly: 200ms", ""],
     ["crash_loop", "it restarts again and again", "Crash loop"],
+    ["override", "set by ops until 12:03", ""],
     ["ok", "running", ""],
     [undefined, "running", ""],
   ])("%s beside %j adds %j", (reason, text, want) => {

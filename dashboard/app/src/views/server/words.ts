@@ -69,6 +69,7 @@ export function reasoned(why: string | undefined): string {
 export function addedReason(reason: string | undefined, text: string): string {
   if (!reason || reason === "ok") return "";
   const said = text.toLowerCase();
+  if (reason === "override" && said.startsWith("set by ")) return ""; // it names the person
   const words = reasonWords(reason);
   return words.toLowerCase().split(/[^a-z]+/).every((w) => w.length < 4 || said.includes(w)) ? "" : words;
 }
