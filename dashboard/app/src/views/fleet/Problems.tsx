@@ -179,7 +179,6 @@ function Host({ p }: { p: Extract<Problem, { kind: "environment" }> }) {
           )}
         </span>
       </span>
-      <span class="problem-env" />
       <Began at={p.since} />
     </li>
   );
