@@ -163,7 +163,8 @@ function Host({ p }: { p: Extract<Problem, { kind: "environment" }> }) {
         </span>
         {p.details && (
           <bdi class="problem-error" title={p.details.slice(0, 600)}>
-            {p.details.slice(0, 400)}
+            {/* The line names the host already. */}
+            {p.details.replace(/^environment \S+ is silent: /, "").slice(0, 400)}
           </bdi>
         )}
         <span class="problem-servers">
