@@ -107,6 +107,10 @@ function kept(held: readonly Problem[], items: readonly Problem[]): Problem[] {
 function Row({ s }: { s: Server }) {
   const a = availabilityOf(s.status);
   const st = s.status;
+  const words = why(st);
+  const error = st.last_error ?? "";
+  // An error may begin with the reason's words, which stand before it.
+  const more = error.toLowerCase().startsWith(words.toLowerCase() + ": ") ? error.slice(words.length + 2) : error;
   return (
     <li class={"problem p-" + a + (s.environment_id ? "" : " problem-homeless")}>
       <Glyph a={a} label />
@@ -114,12 +118,12 @@ function Row({ s }: { s: Server }) {
         <bdi>{s.name}</bdi>
       </a>
       <span class="problem-why">
-        <span class={"problem-reason t-" + a}>{why(st)}</span>
+        <span class={"problem-reason t-" + a}>{words}</span>
         {st.marks?.includes("flapping") && <span class="tag">flapping</span>}
-        {st.marks?.includes("override") && <span class="tag">set by a person</span>}
+        {st.marks?.includes("override") && st.reason !== "override" && <span class="tag">set by a person</span>}
         {(st.last_error || st.override?.note) && (
           <bdi class="problem-error" title={(st.last_error ?? st.override?.note ?? "").slice(0, 600)}>
-            {(st.override?.note ?? st.last_error ?? "").slice(0, 400)}
+            {(st.override?.note ?? more).slice(0, 400)}
           </bdi>
         )}
       </span>
