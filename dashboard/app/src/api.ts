@@ -39,7 +39,12 @@ let clockOffset = 0;
 
 /** serverClock is the service's time in ms, as far as it is known: ages are by its clock, not by this machine's. */
 export function serverClock(): number {
-  return Date.now() + clockOffset;
+  return byServer(Date.now());
+}
+
+/** byServer is a time of this machine's clock (ms) by the service's. */
+export function byServer(local: number): number {
+  return local + clockOffset;
 }
 
 function learnClock(date: string | null) {

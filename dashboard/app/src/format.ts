@@ -151,7 +151,7 @@ export function moment(at: number | string): string {
 }
 
 /** at is a time as near ones are told: "12:03:41" today, "Nov 22 12:03" before. */
-export function at(time: string | undefined, now: number): string {
+export function at(time: string | number | undefined, now: number): string {
   const d = new Date(time ?? NaN);
   if (Number.isNaN(d.getTime())) return "";
   if (d.toDateString() === new Date(now).toDateString()) return clock(d.getTime());

@@ -60,7 +60,7 @@ describe("servers", () => {
 
 it("round, interval", () => {
   expect([round(9.96), round(41.4), round(100)]).toEqual(["9.9 %", "41 %", "100 %"]);
-  expect([interval(undefined), interval(4.999), interval(60)]).toEqual(["", "5.0 s", "1 min"]);
+  expect([interval(undefined), interval(4.999), interval(2.54), interval(60)]).toEqual(["", "5 s", "2.5 s", "1 min"]);
 });
 
 it("suggests ids that the registry takes", () => {

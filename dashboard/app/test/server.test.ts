@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { evidenceAge, evidenceWords, headline, healthsOf, judge, left, reasoned, ruleName, scope, selects, short } from "../src/views/server/words";
+import { addedReason, evidenceAge, evidenceWords, headline, healthsOf, judge, left, reasoned, ruleName, scope, selects, short } from "../src/views/server/words";
 import { joined } from "../src/views/server/joined";
 import type { Maintenance, Rule, Status, Update } from "../src/types";
 
@@ -39,6 +39,19 @@ describe("judge", () => {
   });
 });
 
+describe("a rule's reason", () => {
+  it.each([
+    ["probe_failing", "probes fail (4 in a row): HTTP 503", ""],
+    ["probe_slow", "it answers slowly: 200ms", ""],
+    ["crash_loop", "it restarts again and again", "Crash loop"],
+    ["override", "set by ops until 12:03", ""],
+    ["ok", "running", ""],
+    [undefined, "running", ""],
+  ])("%s beside %j adds %j", (reason, text, want) => {
+    expect(addedReason(reason, text)).toBe(want);
+  });
+});
+
 describe("evidence", () => {
   it("has words for what a newer service says, too", () => {
     expect(evidenceWords("probe").name).toBe("Probe");
@@ -52,6 +65,7 @@ describe("evidence", () => {
     expect(evidenceAge({ ...e, asserted_at: "2026-03-01T00:00:00.000Z" }, 0)).toBe(0); // a clock that is behind
   });
   it("is cut only where it is a digest", () => {
+    expect(short("every 1m0s, late after 2m30s, lost after 1h4m0s, asked after 20s")).toBe("every 1 min, late after 2 min 30 s, lost after 1 h 4 min, asked after 20 s");
     expect(short("3 tools, sha256:" + "ab".repeat(32))).toBe("3 tools, sha256:ababababab…");
     expect(short("sha256:beef <b>")).toBe("sha256:beef <b>");
     expect(short("until 2026-03-01T12:00:00.000Z")).toMatch(/^until 2026-0[23]-\d\d \d\d:\d\d:\d\d$/);

@@ -1,4 +1,5 @@
-import { clock } from "../format";
+import { byServer, serverClock } from "../api";
+import { at } from "../format";
 import { connection, loaded, tryNow } from "../store";
 
 /** Banner says that what is shown is not the present, and as of when it is. */
@@ -6,7 +7,7 @@ export function Banner() {
   const c = connection.value;
   if (c.state === "live") return null;
   if (c.state === "connecting" && !c.detail) return null;
-  const asOf = c.asOf ? ", as of " + clock(c.asOf) : "";
+  const asOf = c.asOf ? ", as of " + at(byServer(c.asOf), serverClock()) : "";
   return (
     <div class={"banner " + (c.state === "refused" ? "banner-bad" : "banner-warn")} role="status">
       <span class="banner-dot" aria-hidden="true" />

@@ -9,7 +9,7 @@ const keys: [string[], string][] = [
   [["j"], "Next server"],
   [["k"], "Previous server"],
   [["Enter"], "Open it"],
-  [["Esc"], "Back to the fleet; leave the search"],
+  [["Esc"], "Back to the fleet; in the search: clear it, then leave it"],
   [["?"], "This list"],
 ];
 

@@ -1,5 +1,5 @@
-import { me, signOut } from "../api";
-import { clock } from "../format";
+import { byServer, me, serverClock, signOut } from "../api";
+import { at as near, clock } from "../format";
 import { fleetSearch, href, route } from "../router";
 import { connection, forget, now } from "../store";
 import { setTheme, theme, type Theme } from "../theme";
@@ -37,7 +37,7 @@ function skip(e: Event) {
 function Live() {
   const c = connection.value;
   const words = { connecting: "Connecting", live: "Live", reconnecting: "Reconnecting", refused: "Not live" }[c.state];
-  const at = c.state === "live" ? clock(now.value) : c.asOf ? "as of " + clock(c.asOf) : "";
+  const at = c.state === "live" ? clock(now.value) : c.asOf ? "as of " + near(byServer(c.asOf), serverClock()) : "";
   return (
     <span class={"live live-" + c.state}>
       <span class="live-dot" aria-hidden="true" />

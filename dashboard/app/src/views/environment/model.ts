@@ -35,7 +35,8 @@ export function beatOf(e: Environment, now: number): Beat | undefined {
 /** interval says a length of time that may be below a second: "2 s", "1 min". */
 export function interval(seconds: number | undefined): string {
   if (!seconds) return "";
-  return seconds < 10 && seconds % 1 ? seconds.toFixed(1) + " s" : duration(seconds);
+  const tenths = Math.round(seconds * 10) / 10;
+  return tenths < 10 && tenths % 1 ? tenths + " s" : duration(tenths);
 }
 
 /** Part is one of the host's resources. */

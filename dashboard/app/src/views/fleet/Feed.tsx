@@ -1,10 +1,11 @@
 import { Component } from "preact";
+import { useComputed } from "@preact/signals";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { glyphs } from "../../components/Glyph";
 import { change, silenceTone, tally, type Line } from "../../core/feed";
-import { availabilities, availabilityWords, clock, count, moment, plural } from "../../format";
+import { at, availabilities, availabilityWords, count, moment, plural } from "../../format";
 import { environmentHref, serverHref } from "../../router";
-import { environments, feed, servers } from "../../store";
+import { environments, feed, now, servers } from "../../store";
 import type { Availability, Update } from "../../types";
 
 /** Feed is the journal as it grows, newest first. It rests while it is read: under the pointer, or with the focus in it. */
@@ -12,6 +13,7 @@ export function Feed({ few }: { few: boolean }) {
   const [held, setHeld] = useState<readonly Line[] | undefined>();
   const [all, setAll] = useState(false);
   const list = useSteady(held);
+  const today = useComputed(() => new Date(now.value).setHours(0, 0, 0, 0)).value;
   const room = few && !all ? 6 : 80;
   const waiting = held ? feed.value.filter((l) => !held.some((h) => h.key === l.key)).length : 0;
   const hold = () => setHeld((h) => h ?? feed.peek());
@@ -36,7 +38,7 @@ export function Feed({ few }: { few: boolean }) {
       ) : (
         <ol class="feed-list" tabIndex={few ? undefined : 0} aria-label="Changes, newest first">
           {list.slice(0, room).map((l) => (
-            <FeedLine key={l.key} line={l} />
+            <FeedLine key={l.key} line={l} today={today} />
           ))}
         </ol>
       )}
@@ -81,10 +83,10 @@ function useSteady(held: readonly Line[] | undefined): readonly Line[] {
   return held ?? list;
 }
 
-/** FeedLine is rendered again only when its line changed. */
-class FeedLine extends Component<{ line: Line }> {
-  override shouldComponentUpdate(next: { line: Line }) {
-    return next.line !== this.props.line;
+/** FeedLine is rendered again only when its line changed, or the day: what is not of today has a date. */
+class FeedLine extends Component<{ line: Line; today: number }> {
+  override shouldComponentUpdate(next: { line: Line; today: number }) {
+    return next.line !== this.props.line || next.today !== this.props.today;
   }
   override render() {
     const l = this.props.line;
@@ -92,7 +94,7 @@ class FeedLine extends Component<{ line: Line }> {
     return (
       <li class="feed-line">
         <time class="feed-time num" dateTime={l.entry.timestamp} title={moment(l.at)}>
-          {clock(l.at)}
+          {at(l.at, this.props.today)}
         </time>
         <span class={"glyph " + (v.tone ? "a-" + v.tone : "glyph-plain")} aria-hidden="true">
           {v.tone ? glyphs[v.tone] : "i"}

@@ -62,7 +62,7 @@ function Headline() {
       <p class="headline-sub">
         {bad ? (
           <>
-            {h.environments > 1 && <span>On {h.reach === 1 ? "one" : count(h.reach)} of {plural(h.environments, "environment")}</span>}
+            {h.environments > 1 && h.reach > 0 && <span>On {h.reach === 1 ? "one" : count(h.reach)} of {plural(h.environments, "environment")}</span>}
             {h.causes.map(([w, n]) => (
               <span key={w}>
                 {count(n)} × {w}
@@ -76,7 +76,8 @@ function Headline() {
           </>
         ) : (
           <span>
-            {plural(h.total, "server")} on {plural(h.environments, "environment")}
+            {plural(h.total, "server")}
+            {h.environments > 0 && " on " + plural(h.environments, "environment")}
           </span>
         )}
       </p>

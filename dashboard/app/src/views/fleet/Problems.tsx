@@ -107,19 +107,23 @@ function kept(held: readonly Problem[], items: readonly Problem[]): Problem[] {
 function Row({ s }: { s: Server }) {
   const a = availabilityOf(s.status);
   const st = s.status;
+  const words = why(st);
+  const error = st.last_error ?? "";
+  // An error may begin with the reason's words, which stand before it.
+  const more = error.toLowerCase().startsWith(words.toLowerCase() + ": ") ? error.slice(words.length + 2) : error;
   return (
-    <li class={"problem p-" + a}>
+    <li class={"problem p-" + a + (s.environment_id ? "" : " problem-homeless")}>
       <Glyph a={a} label />
       <a class="problem-name" href={serverHref(s.id)} data-stop="problem" data-id={s.id}>
         <bdi>{s.name}</bdi>
       </a>
       <span class="problem-why">
-        <span class={"problem-reason t-" + a}>{why(st)}</span>
+        <span class={"problem-reason t-" + a}>{words}</span>
         {st.marks?.includes("flapping") && <span class="tag">flapping</span>}
-        {st.marks?.includes("override") && <span class="tag">set by a person</span>}
+        {st.marks?.includes("override") && st.reason !== "override" && <span class="tag">set by a person</span>}
         {(st.last_error || st.override?.note) && (
           <bdi class="problem-error" title={(st.last_error ?? st.override?.note ?? "").slice(0, 600)}>
-            {(st.override?.note ?? st.last_error ?? "").slice(0, 400)}
+            {(st.override?.note ?? more).slice(0, 400)}
           </bdi>
         )}
       </span>
@@ -127,9 +131,7 @@ function Row({ s }: { s: Server }) {
         <a class="problem-env" href={environmentHref(s.environment_id)}>
           <bdi>{environments.value.get(s.environment_id)?.name ?? s.environment_id}</bdi>
         </a>
-      ) : (
-        <span class="problem-env" />
-      )}
+      ) : null}
       <Began at={st.since} />
     </li>
   );
@@ -165,7 +167,8 @@ function Host({ p }: { p: Extract<Problem, { kind: "environment" }> }) {
         </span>
         {p.details && (
           <bdi class="problem-error" title={p.details.slice(0, 600)}>
-            {p.details.slice(0, 400)}
+            {/* The line names the host already. */}
+            {p.details.replace(/^environment \S+ is silent: /, "").slice(0, 400)}
           </bdi>
         )}
         <span class="problem-servers">
@@ -181,7 +184,6 @@ function Host({ p }: { p: Extract<Problem, { kind: "environment" }> }) {
           )}
         </span>
       </span>
-      <span class="problem-env" />
       <Began at={p.since} />
     </li>
   );

@@ -112,13 +112,13 @@ export const headline = computed<Headline>(() => {
   for (const sig of servers.values()) {
     const s = sig.peek();
     h.total++;
-    all.add(s.environment_id ?? "");
+    if (s.environment_id) all.add(s.environment_id);
     if (s.status.marks?.includes("maintenance")) continue;
     const a = availabilityOf(s.status);
     if (a === "limited") h.limited++;
     if (a !== "unavailable") continue;
     h.broken++;
-    hit.add(s.environment_id ?? "");
+    if (s.environment_id) hit.add(s.environment_id);
     const w = why(s.status);
     causes.set(w, (causes.get(w) ?? 0) + 1);
     const at = s.status.since;

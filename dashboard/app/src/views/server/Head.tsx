@@ -75,10 +75,10 @@ export function About({ s }: { s: Server }) {
     <Card title="About">
       <Facts
         items={[
-          ["Endpoint", s.endpoint && <bdi class="d-code">{s.endpoint}</bdi>],
+          ["Endpoint", s.endpoint && <Long class="d-code" text={s.endpoint} most={200} />],
           ["Transport", s.transport],
           ["Probed", s.probe?.kind && (s.probe.kind === "none" ? "not at all" : `as ${s.probe.kind}${s.probe.interval_seconds ? ", every " + duration(Math.max(1, s.probe.interval_seconds)) : ""}`)],
-          ["Probe address", s.probe?.url && s.probe.url !== s.endpoint && <bdi class="d-code">{s.probe.url}</bdi>],
+          ["Probe address", s.probe?.url && s.probe.url !== s.endpoint && <Long class="d-code" text={s.probe.url} most={200} />],
           ["Last checked", st.last_checked && <Age at={st.last_checked} suffix=" ago" />],
           ["Latency", st.latency_ms !== undefined && <span class="num">{ms(st.latency_ms)}</span>],
           ["Running for", st.state === "running" && st.last_started && <Running since={st.last_started} />],

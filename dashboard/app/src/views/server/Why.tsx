@@ -1,9 +1,9 @@
 import { get, seg } from "../../api";
-import { duration, reasonWords } from "../../format";
+import { duration } from "../../format";
 import { connection, now } from "../../store";
 import { useLoad } from "../shared/load";
 import { Card, Empty, Loading, Long, Trouble } from "../shared/parts";
-import { evidenceAge, evidenceWords, judge, reasoned, ruleName, short, verdict } from "./words";
+import { addedReason, evidenceAge, evidenceWords, judge, reasoned, ruleName, short, verdict } from "./words";
 import type { Evidence, Explain, Rule } from "../../types";
 
 /** Why is how the status came about: the evidence, the rule that won, and the rules that did not. */
@@ -58,14 +58,16 @@ const kinds = { won: "decided", base: "began with", lost: "outweighed", silent: 
 function RuleLine({ r, kind }: { r: Rule; kind: keyof typeof kinds }) {
   const n = ruleName(r.rule);
   const gives = verdict(r);
+  const text = short(reasoned(r.why)) || n.name;
+  const reason = kind === "silent" ? "" : addedReason(r.reason, text);
   return (
     <li class={"d-rule r-" + kind}>
       <span class="d-rule-number" title={"Rule " + r.rule + " of the documentation"}>
         {n.number}
       </span>
       <span class="d-rule-text">
-        <bdi>{short(reasoned(r.why)) || n.name}</bdi>
-        {kind !== "silent" && r.reason && r.reason !== "ok" && <span class="muted"> · {reasonWords(r.reason)}</span>}
+        <bdi>{text}</bdi>
+        {reason && <span class="muted"> · {reason}</span>}
       </span>
       {gives && <code class="d-rule-gives">{gives}</code>}
       <span class="d-rule-kind">{kinds[kind]}</span>

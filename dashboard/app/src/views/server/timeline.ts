@@ -1,5 +1,5 @@
 // Where the stretches of a timeline stand. Pure functions, tested in test/timeline.test.ts.
-import { availabilityWords, clock, duration, moment, why } from "../../format";
+import { at as near, availabilityWords, duration, why } from "../../format";
 import type { Availability, Stretch, UptimeNumbers } from "../../types";
 
 /** What a stretch of time counts as in the uptime: the availability, or maintenance, or removed. */
@@ -58,8 +58,7 @@ export function say(s: Stretch, now: number): { class: SpanClass; what: string; 
   const begin = Date.parse(s.begin);
   const end = s.end ? Date.parse(s.end) : now;
   const c = known(s.class);
-  const old = now - begin > 86_400_000;
-  const name = (t: number) => (old ? moment(t).slice(5) : clock(t));
+  const name = (t: number) => near(t, now);
   const because = s.reason && s.reason !== "ok" && c !== "removed" ? ": " + why({ reason: s.reason, cause: s.cause }) : "";
   const merged = s.merged && s.merged > 1 ? ` (the worst of ${s.merged} short stretches)` : "";
   return {

@@ -1,5 +1,5 @@
 // What the server's view says, as pure functions; tested in test/server.test.ts.
-import { availabilityOf, availabilityWords, duration, moment, why } from "../../format";
+import { availabilityOf, availabilityWords, duration, moment, reasonWords, why } from "../../format";
 import type { Evidence, Maintenance, Rule, Server, State, Status, Update } from "../../types";
 
 /** headline is the status in words: what people can do with the server, and why. */
@@ -65,6 +65,15 @@ export function reasoned(why: string | undefined): string {
   return (why ?? "").replace(/^not the case: /, "");
 }
 
+/** addedReason says a rule's reason where the rule's own text does not hold its words already. */
+export function addedReason(reason: string | undefined, text: string): string {
+  if (!reason || reason === "ok") return "";
+  const said = text.toLowerCase();
+  if (reason === "override" && said.startsWith("set by ")) return ""; // it names the person
+  const words = reasonWords(reason);
+  return words.toLowerCase().split(/[^a-z]+/).every((w) => w.length < 4 || said.includes(w)) ? "" : words;
+}
+
 /** An entry's availability after it, for the sign beside it; undefined where it is not about a status. */
 export function entryAvailability(e: Update) {
   return e.current_status ? availabilityOf(e.current_status) : undefined;
@@ -118,11 +127,13 @@ export function left(until: string | undefined, now: number): string {
   return t > now ? duration((t - now) / 1000) : "";
 }
 
-/** short cuts digests to what people compare, and writes times as the rest of the page does. */
+/** short cuts digests to what people compare, and writes times and lengths of time as the rest of the page does. */
 export function short(value: string): string {
   return value
     .replace(/\b(sha256:[0-9a-f]{10})[0-9a-f]{54}\b/g, "$1…")
-    .replace(/\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z/g, (t) => moment(t) || t);
+    .replace(/\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z/g, (t) => moment(t) || t)
+    .replace(/\b(?:(\d+)h)?(\d+)m(\d+)s\b/g, (_, h = 0, m, s) => duration(Number(h) * 3600 + Number(m) * 60 + Number(s)))
+    .replace(/\b(\d+)s\b/g, "$1 s");
 }
 
 /** evidenceAge is the age of evidence at now, by when it was asserted; undefined: it has no time. */

@@ -2,7 +2,7 @@
 import type { ComponentChildren } from "preact";
 import { useId, useState } from "preact/hooks";
 import type { ApiError } from "../../api";
-import { clock, duration, moment } from "../../format";
+import { at as near, duration, moment } from "../../format";
 import { now } from "../../store";
 import { cut, windows, type Window } from "./series";
 
@@ -116,13 +116,12 @@ export function Age({ at, suffix = "" }: { at?: string; suffix?: string }) {
   );
 }
 
-/** At is a moment: the time of day; where it is not of the last day, with the date. */
+/** At is a moment: the time of day; where that is not of today, with the date. */
 export function At({ at }: { at: string }) {
   const t = Date.parse(at);
-  const days = Math.abs(now.peek() - t) / 86_400_000;
   return (
     <time dateTime={at} title={moment(t)} class="num">
-      {days <= 1 ? clock(t) : days <= 300 ? moment(t).slice(5, 16) : moment(t)}
+      {near(t, now.peek())}
     </time>
   );
 }
