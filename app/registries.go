@@ -108,6 +108,10 @@ func (d *databases) open(db *database, r *RegistryConfig, log *slog.Logger) erro
 		source, err := postgres.NewSQL(postgres.SQLOptions{
 			DSN: string(q.DSN), Query: q.Query, Resync: time.Duration(q.Resync), Origin: db.origin, Logger: log,
 			Connection: func(connected bool) { d.setConnected(db.origin, connected) },
+			Known: func() []string {
+				servers, _ := d.known(db.origin)
+				return servers
+			},
 		})
 		db.source = source
 		return err
