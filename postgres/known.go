@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"hash/maphash"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -26,8 +27,10 @@ type knownRows struct {
 	faultCount int
 	gen        uint64 // of the full read
 	reads      uint64
-	tokens     bool // some token has changed since told
-	servers    int  // rows that are MCP servers
+	tokens     bool // some token, or whose it is, may have changed since told
+	told       map[[sha256.Size]byte]string
+	nameless   map[faultKey]uint64 // rows whose id can't be used, with the full read that saw them last
+	servers    int                 // rows that are MCP servers
 }
 
 type faultKey struct{ table, id string }
@@ -90,7 +93,8 @@ func (o *ours) wroteWord(at time.Time, word string) bool {
 }
 
 func newKnownRows(o *Options) *knownRows {
-	return &knownRows{o: o, seed: maphash.MakeSeed(), envs: map[string]*envState{}, rows: map[string]*rowState{}, words: map[string]string{}, faults: map[faultKey][]string{}}
+	return &knownRows{o: o, seed: maphash.MakeSeed(), envs: map[string]*envState{}, rows: map[string]*rowState{}, words: map[string]string{}, faults: map[faultKey][]string{},
+		nameless: map[faultKey]uint64{}}
 }
 
 // delta is what one read has shown to differ. The definitions come first: their refusal keeps what follows from counting
@@ -151,10 +155,17 @@ func (f *knownRows) fault(table, id string, details []string) {
 	}
 }
 
+// badID notes a row of which nothing can be known, until a full read does not see it any more.
+func (f *knownRows) badID(table string, id []byte, fault string) {
+	k := faultKey{table, statussync.CleanText(string(id), statussync.MaxWordText)}
+	f.nameless[k] = f.gen
+	f.fault(k.table, k.id, []string{fault})
+}
+
 // environment takes a row. It is called with f.mu held.
 func (f *knownRows) environment(w *environmentRow, read uint64, d *delta) {
 	if fault := faultOfID(string(w.id)); fault != "" {
-		f.fault(tableEnvironments, statussync.CleanText(string(w.id), statussync.MaxWordText), []string{fault})
+		f.badID(tableEnvironments, w.id, fault)
 		return
 	}
 	e := f.envs[string(w.id)]
@@ -166,6 +177,7 @@ func (f *knownRows) environment(w *environmentRow, read uint64, d *delta) {
 	if !e.known || def != e.def || e.foul {
 		env, faults := w.environment(f.o)
 		f.fault(tableEnvironments, e.id, faults)
+		f.tokens = f.tokens || e.has && (e.foul || !e.known)
 		e.def, e.known, e.foul = def, true, false
 		d.update.Environments = append(d.update.Environments, env)
 	}
@@ -198,7 +210,7 @@ func (f *knownRows) instance(w *instanceRow, read uint64, now time.Time, d *delt
 	}
 	if r == nil {
 		if fault := faultOfID(string(w.id)); fault != "" {
-			f.fault(tableInstances, statussync.CleanText(string(w.id), statussync.MaxWordText), []string{fault})
+			f.badID(tableInstances, w.id, fault)
 			return true
 		}
 		r = &rowState{id: string(w.id)}
@@ -238,7 +250,7 @@ func (f *knownRows) instance(w *instanceRow, read uint64, now time.Time, d *delt
 		at, dated = timeOf(w.beat)
 		mine = dated && r.ours != nil && r.ours.wrote(at)
 	}
-	if (changed || text != r.text) && len(w.word) > 0 {
+	if changed || text != r.text { // without a word, too: what the row said before does not count any more
 		word := statussync.CleanText(string(w.word), statussync.MaxWordText)
 		echo := changed && mine && r.ours.wroteWord(at, string(w.word))
 		d.after = append(d.after, &statussync.RecordSeen{ServerID: r.id, Word: word, Error: statussync.CleanText(string(w.errText), statussync.MaxErrorText), Echo: echo, Origin: f.o.Origin})
@@ -333,6 +345,12 @@ func (f *knownRows) forgetEnv(e *envState) {
 func (f *knownRows) gone() (rows, envs []string, servers int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for k, gen := range f.nameless {
+		if gen != f.gen {
+			delete(f.nameless, k)
+			f.fault(k.table, k.id, nil)
+		}
+	}
 	for id, r := range f.rows {
 		if r.gen != f.gen {
 			rows = append(rows, id)
@@ -401,13 +419,14 @@ func (f *knownRows) refused(id, detail string) (known bool) {
 		f.fault(tableInstances, id, []string{detail})
 	}
 	if e := f.envs[id]; e != nil && e.known && !strings.HasPrefix(detail, "server ") {
+		f.tokens = f.tokens || e.has && !e.foul
 		known, e.foul = true, true
 		f.fault(tableEnvironments, id, []string{detail})
 	}
 	return known
 }
 
-// agents returns all tokens if one has changed since the last call.
+// agents returns all tokens if something of them has changed since the last call.
 func (f *knownRows) agents() (tokens map[[sha256.Size]byte]string, changed bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -425,6 +444,10 @@ func (f *knownRows) agents() (tokens map[[sha256.Size]byte]string, changed bool)
 		}
 		tokens[e.token] = id
 	}
+	if f.told != nil && maps.Equal(tokens, f.told) { // an environment that is refused again with each full read
+		return nil, false
+	}
+	f.told = maps.Clone(tokens) // the map is the receiver's
 	return tokens, true
 }
 

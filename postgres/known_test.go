@@ -138,3 +138,64 @@ func FuzzRow(f *testing.F) {
 		}
 	})
 }
+
+// TestTokensOfRefusedEnvironments: an agent's token counts while its row's environment does.
+func TestTokensOfRefusedEnvironments(t *testing.T) {
+	k := newKnownRows(&Options{Origin: statussync.OriginPostgres})
+	row := &environmentRow{id: []byte("e"), token: []byte("secret-token")}
+	told := func(refused bool) string {
+		k.environment(row, k.begin(true), &delta{})
+		if refused {
+			k.refused("e", `environment "e" is defined by config already`)
+		}
+		tokens, changed := k.agents()
+		return fmt.Sprint(len(tokens), changed)
+	}
+	for i, step := range []struct {
+		refused bool
+		want    string
+	}{
+		{true, "0 true"}, {true, "0 false"}, // offered and refused with each read: nothing to tell
+		{false, "1 true"}, {false, "0 false"}, // its id is free again, and nothing of the row has changed
+	} {
+		if got := told(step.refused); got != step.want {
+			t.Errorf("step %d: %s, want %s", i, got, step.want)
+		}
+	}
+	k.refused("e", `environment "e" is defined by config already`) // somebody else defines it from now on
+	if tokens, changed := k.agents(); !changed || len(tokens) != 0 {
+		t.Errorf("refused later: %d %v", len(tokens), changed)
+	}
+}
+
+// TestFaultsGo: a row whose id can't be used is named while it is there.
+func TestFaultsGo(t *testing.T) {
+	k := newKnownRows(&Options{Origin: statussync.OriginPostgres})
+	read := func(ids ...string) int {
+		n := k.begin(true)
+		for _, id := range ids {
+			k.environment(&environmentRow{id: []byte(id)}, n, &delta{})
+			k.instance(&instanceRow{id: []byte(id), typ: []byte("t")}, n, time.Now(), &delta{})
+		}
+		k.gone()
+		_, _, _, count := k.stats()
+		return count
+	}
+	if got := fmt.Sprint(read("a b", "c d", "e"), read("c d", "e"), read("e"), len(k.nameless)); got != "4 2 0 0" {
+		t.Error(got)
+	}
+}
+
+// TestWordThatGoes: a row whose word becomes null says nothing any more.
+func TestWordThatGoes(t *testing.T) {
+	k := newKnownRows(&Options{Origin: statussync.OriginPostgres})
+	var got []string
+	for _, word := range [][]byte{[]byte("error"), nil, nil, []byte("running")} {
+		d := &delta{}
+		k.instance(&instanceRow{id: []byte("x"), typ: []byte("t"), word: word}, k.begin(true), time.Now(), d)
+		got = append(got, fmt.Sprintf("%q", says(d)))
+	}
+	if want := `[["define x" "error false"] [" false"] [] ["running false"]]`; fmt.Sprint(got) != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}

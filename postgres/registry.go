@@ -231,8 +231,6 @@ func newPool(o *Options) (*pgxpool.Pool, error) {
 	}
 	c.MaxConns = max(c.MaxConns, 2) // a long read must not hold up the write-back
 	c.MinConns = 0
-	// A context's end closes the connection at once. pgx's own way is a further connection to cancel the statement, for
-	// which a frozen server would be waited for.
 	pool, err := pgxpool.NewWithConfig(context.Background(), c)
 	if err != nil {
 		return nil, dsnError(err)

@@ -55,7 +55,7 @@ func (r *Registry) Sync(ctx context.Context) (updates []*statussync.Entry, faile
 // Run implements statussync.Source: it follows the database until ctx ends, reconnects without limit, and returns nil, or
 // the error of an observer that takes nothing more.
 func (r *Registry) Run(ctx context.Context, to statussync.Observer) error {
-	defer r.pool.Close()
+	defer r.closePool()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	l := &readLoop{r: r, to: to, quiet: quietMax, resyncAt: time.Now()}
@@ -90,6 +90,26 @@ func (r *Registry) Run(ctx context.Context, to statussync.Observer) error {
 		return nil
 	}
 	return err
+}
+
+// closeWithin is how long the pool's end is waited for.
+const closeWithin = 250 * time.Millisecond
+
+// closePool closes the pool. pgx waits up to 15 s for a database that does not answer to say that it has given a statement up;
+// that goes on without us.
+func (r *Registry) closePool() {
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		r.pool.Close()
+	}()
+	late := time.NewTimer(closeWithin)
+	defer late.Stop()
+	select {
+	case <-closed:
+	case <-late.C:
+		r.log.Debug("the database's connections are still being closed")
+	}
 }
 
 // readLoop is the goroutine that reads.
