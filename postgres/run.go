@@ -376,7 +376,7 @@ func (l *readLoop) scan(ctx context.Context, s *deltaSender) error {
 			f.mu.Lock()
 			f.instance(w, read, now, d)
 			f.mu.Unlock()
-			return pass(dog, 2*chunk)
+			return pass(dog, chunk) // a server with its record and heartbeats in one batch, so that its evidence is stored once
 		})
 	})
 	// What was read is known from now on, so it is handed over even where the read broke off.
