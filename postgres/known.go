@@ -29,6 +29,7 @@ type knownRows struct {
 	reads      uint64
 	tokens     bool // some token, or whose it is, may have changed since told
 	told       map[[sha256.Size]byte]string
+	primed     bool                // everything was read once
 	nameless   map[faultKey]uint64 // rows whose id can't be used, with the full read that saw them last
 	servers    int                 // rows that are MCP servers
 }
@@ -42,8 +43,10 @@ type envState struct {
 	has    bool   // a token
 	raw    uint64 // hash of the heartbeat as it was read
 	gen    uint64
-	foul   bool // another registry defines it
-	known  bool // read, and not only named by an instance
+	heard  time.Time // until everything was read: when the receiver had heard of the agent
+	asked  bool      // for heard
+	foul   bool      // another registry defines it
+	known  bool      // read, and not only named by an instance
 	ours   ours
 	byName map[string]*rowState
 	count  int // instances
@@ -190,10 +193,33 @@ func (f *knownRows) environment(w *environmentRow, read uint64, d *delta) {
 	}
 	if raw := f.hash(w.beat); raw != e.raw {
 		e.raw = raw
-		if at, ok := timeOf(w.beat); ok && !e.ours.wrote(at) {
+		if at, ok := timeOf(w.beat); ok && !e.ours.wrote(at) && !f.earlierLife(e, at) {
 			d.after = append(d.after, &statussync.RowHeartbeat{EnvironmentID: e.id, At: at, Read: read, Origin: f.o.Origin})
 		}
 	}
+}
+
+// heardSlack is how much later than the receiver is known to have heard of an agent the time may be that was written for it:
+// evidence is stored within 10 s (docs/domain.md, promise 1).
+const heardSlack = 12 * time.Second
+
+// earlierLife reports whether a heartbeat that is read for the first time says no more than what was heard before the start:
+// then it is what we wrote, or no news. It is called with f.mu held.
+func (f *knownRows) earlierLife(e *envState, at time.Time) bool {
+	if f.primed || e == nil || f.o.Heard == nil {
+		return false
+	}
+	if !e.asked {
+		e.asked, e.heard = true, f.o.Heard(e.id)
+	}
+	return !e.heard.IsZero() && !at.After(e.heard.Add(heardSlack))
+}
+
+// prime is told when everything has been read.
+func (f *knownRows) prime() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.primed = true
 }
 
 func (f *knownRows) newEnvironment(id string) *envState {
@@ -261,7 +287,7 @@ func (f *knownRows) instance(w *instanceRow, read uint64, now time.Time, d *delt
 	r.word, r.text = f.word(w.word), text
 	if moved {
 		r.beat = raw
-		if dated && !mine {
+		if dated && !mine && !f.earlierLife(r.env, at) {
 			d.after = append(d.after, &statussync.RowHeartbeat{ServerID: r.id, At: at, Read: read, Origin: f.o.Origin})
 		}
 	}

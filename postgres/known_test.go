@@ -199,3 +199,39 @@ func TestWordThatGoes(t *testing.T) {
 		t.Errorf("%s, want %s", got, want)
 	}
 }
+
+// TestEarlierLife: what we wrote before a restart is no heartbeat of somebody else, and what came after it is one.
+func TestEarlierLife(t *testing.T) {
+	heard := time.Date(2026, 1, 1, 0, 0, 30, 0, time.UTC)
+	k := newKnownRows(&Options{Origin: statussync.OriginPostgres, Heard: func(env string) time.Time {
+		if env == "e" {
+			return heard
+		}
+		return time.Time{}
+	}})
+	read := func(env string, s int) []string {
+		beat := []byte(heard.Truncate(time.Minute).Add(time.Duration(s) * time.Second).Format("2006-01-02 15:04:05Z07"))
+		d, n := &delta{}, k.begin(true)
+		k.environment(&environmentRow{id: []byte(env), beat: beat}, n, d)
+		k.instance(&instanceRow{id: []byte("of-" + env), env: []byte(env), typ: []byte("t"), beat: beat}, n, time.Now(), d)
+		d.update = statussync.RegistryUpdate{}
+		return says(d)
+	}
+	for i, step := range []struct {
+		env  string
+		s    int
+		want string
+	}{
+		{"e", 29, "[ false]"}, {"e", 31, "[]"}, // as we heard, and as it was written for that a moment later
+		{"e", 50, "[beat 50 beat 50]"},           // while we were down
+		{"other", 1, "[beat 01  false beat 01]"}, // of which nothing was heard
+	} {
+		if got := fmt.Sprint(read(step.env, step.s)); got != step.want {
+			t.Errorf("step %d: %s, want %s", i, got, step.want)
+		}
+	}
+	k.prime()
+	if got := fmt.Sprint(read("e", 20)); got != "[beat 20 beat 20]" { // from then on every move is told
+		t.Error(got)
+	}
+}

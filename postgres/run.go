@@ -184,6 +184,7 @@ func (l *readLoop) turn(ctx context.Context, asked []*syncRequest) error {
 			took := time.Since(began)
 			l.resyncAt = time.Now().Add(r.o.Resync)
 			l.primed = true
+			r.fleet.prime()
 			r.wb.prime()
 			l.quiet = max(quietMax, min(4*took, 2*time.Minute))
 			r.synced(began, took, mail.since)
