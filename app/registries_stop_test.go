@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/agentopia/statussync"
 	"github.com/agentopia/statussync/postgres/pgtest"
 )
 
@@ -18,7 +19,7 @@ func TestLastReportsOfAStop(t *testing.T) {
 	dsn := c.Database(t)
 	const env, server = "e0000000-0000-4000-8000-000000000001", "a0000000-0000-4000-8000-000000000001"
 	pgtest.Exec(t, dsn, fmt.Sprintf(`insert into auth.users (id) values ('d0000000-0000-4000-8000-000000000001');
-insert into account_tool_environments (id, user_id, name, status, dtma_bearer_token) values ('%s', 'd0000000-0000-4000-8000-000000000001', 'box', 'awaiting_heartbeat', 'token-of-the-box');
+insert into account_tool_environments (id, user_id, name, status, dtma_bearer_token, last_heartbeat_at) values ('%s', 'd0000000-0000-4000-8000-000000000001', 'box', 'awaiting_heartbeat', 'token-of-the-box', now() - interval '1 day');
 insert into account_tool_instances (id, account_tool_environment_id, instance_name_on_toolbox, status_on_toolbox, mcp_server_type) values ('%s', '%s', 's', 'running', 'files')`, env, server, env))
 	value := func(sql string) string {
 		t.Helper()
@@ -62,6 +63,9 @@ insert into account_tool_instances (id, account_tool_environment_id, instance_na
 	for n := 1; n <= 3; n++ { // the first round trip goes at once, what comes behind it waits
 		r := startWhole(t, data, more)
 		ready(r)
+		if e, err := r.as("admin-token").Environment(t.Context(), env); err != nil || n > 1 && e.HeardVia != statussync.ViaPush {
+			t.Errorf("what was written before the restart was taken for a heartbeat of the database: %+v, %v", e, err)
+		}
 		for i := range 4 {
 			beat(r, 10*n+i)
 		}
