@@ -46,6 +46,7 @@ type envState struct {
 	heard  time.Time // until everything was read: when the receiver had heard of the agent
 	asked  bool      // for heard
 	foul   bool      // another registry defines it
+	taken  string    // what was said of that last
 	known  bool      // read, and not only named by an instance
 	ours   ours
 	byName map[string]*rowState
@@ -67,6 +68,7 @@ type rowState struct {
 	mine   bool // word is what we wrote
 	server bool // an MCP server; others are known only to write reports back
 	foul   bool
+	taken  string    // what was said last of who else defines it
 	ours   *ours     // nil: never written
 	next   *rowState // another of the same environment and name
 }
@@ -436,20 +438,21 @@ func (f *knownRows) remove(rows, envs []string, d *delta) {
 // more than 5 (docs/domain.md, journal entries).
 func lost(missing, known int) bool { return missing > 5 && missing*5 > known }
 
-// refused notes that another registry defines an id. Its definition is offered again with each full read.
-func (f *knownRows) refused(id, detail string) (known bool) {
+// refused notes that another registry defines an id. Its definition is offered again with each full read; news: the refusal
+// before, if there was one, was another.
+func (f *knownRows) refused(id, detail string) (known, news bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if r := f.rows[id]; r != nil && r.server && !strings.HasPrefix(detail, "environment ") {
-		known, r.foul = true, true
+		known, news, r.foul, r.taken = true, r.taken != detail, true, detail
 		f.fault(tableInstances, id, []string{detail})
 	}
 	if e := f.envs[id]; e != nil && e.known && !strings.HasPrefix(detail, "server ") {
 		f.tokens = f.tokens || e.has && !e.foul
-		known, e.foul = true, true
+		known, news, e.foul, e.taken = true, news || e.taken != detail, true, detail
 		f.fault(tableEnvironments, id, []string{detail})
 	}
-	return known
+	return known, news
 }
 
 // agents returns all tokens if something of them has changed since the last call.

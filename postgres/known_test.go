@@ -235,3 +235,20 @@ func TestEarlierLife(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// TestRefusalIsToldOnce: the same refusal with each full read is no news.
+func TestRefusalIsToldOnce(t *testing.T) {
+	k := newKnownRows(&Options{Origin: statussync.OriginPostgres})
+	k.instance(&instanceRow{id: []byte("x"), typ: []byte("t")}, k.begin(true), time.Now(), &delta{})
+	for i, step := range []struct {
+		id, detail  string
+		known, news bool
+	}{
+		{"x", "server x is defined by config", true, true}, {"x", "server x is defined by config", true, false},
+		{"x", "server x is defined by managed", true, true}, {"y", "server y is defined by config", false, false},
+	} {
+		if known, news := k.refused(step.id, step.detail); known != step.known || news != step.news {
+			t.Errorf("step %d: %v %v", i, known, news)
+		}
+	}
+}
