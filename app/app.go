@@ -472,13 +472,19 @@ func (s *service) shutdown(core *part, others []*part, again bool) (err, unclose
 	if err := s.server.Shutdown(hctx); err != nil {
 		s.server.Close()
 	}
+	for _, p := range others { // what they bring to their databases takes its time, for all at once; no report comes any more
+		if strings.HasPrefix(p.name, registryPart) {
+			p.stop()
+		}
+	}
+	databasesBy := time.Now().Add(stopRegistry)
 	for _, p := range others {
 		limit := stopSources
 		switch {
 		case p.name == "rollups" || p.name == "resources":
 			limit = stopRollups
-		case strings.HasPrefix(p.name, registryPart): // writes what waits
-			limit = stopRegistry
+		case strings.HasPrefix(p.name, registryPart):
+			limit = max(stopSources, time.Until(databasesBy))
 		}
 		errs = append(errs, p.join(limit))
 	}

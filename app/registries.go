@@ -108,6 +108,10 @@ func (d *databases) open(db *database, r *RegistryConfig, log *slog.Logger) erro
 		source, err := postgres.NewSQL(postgres.SQLOptions{
 			DSN: string(q.DSN), Query: q.Query, Resync: time.Duration(q.Resync), Origin: db.origin, Logger: log,
 			Connection: func(connected bool) { d.setConnected(db.origin, connected) },
+			Known: func() []string {
+				servers, _ := d.known(db.origin)
+				return servers
+			},
 		})
 		db.source = source
 		return err
@@ -116,6 +120,13 @@ func (d *databases) open(db *database, r *RegistryConfig, log *slog.Logger) erro
 	o := postgres.Options{
 		DSN: string(p.DSN), Schema: p.Schema, Resync: time.Duration(p.Resync), WriteBack: p.WriteBack == nil || *p.WriteBack,
 		Origin: db.origin, Logger: log, Known: func() (servers, environments []string) { return d.known(db.origin) },
+		Heard: func(environmentID string) time.Time {
+			v, err := d.s.hub.Environment(environmentID)
+			if err != nil {
+				return time.Time{}
+			}
+			return v.LastHeartbeat
+		},
 		Agents:     func(agents map[[sha256.Size]byte]string) { d.setAgents(db.name, agents) },
 		Connection: func(connected bool) { d.setConnected(db.origin, connected) },
 	}

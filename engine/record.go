@@ -33,7 +33,7 @@ func (e *Engine) recordSeen(now time.Time, r *statussync.RecordSeen, eff *Effect
 		return
 	}
 	state, known := statussync.RecordState(word)
-	if !known {
+	if !known && word != "" { // a row that says nothing any more is no riddle
 		e.unknownWord(word, eff)
 	}
 	rec.State, rec.AssertedAt, rec.SaidAt = state, now, now

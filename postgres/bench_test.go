@@ -1,21 +1,26 @@
 package postgres
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"net/http/httptest"
 	"os"
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/gorilla/websocket"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/agentopia/statussync"
+	"github.com/agentopia/statussync/httpapi"
 	"github.com/agentopia/statussync/hub"
 	"github.com/agentopia/statussync/postgres/pgtest"
 	"github.com/agentopia/statussync/sqlite"
@@ -150,37 +155,50 @@ func cpuTime() time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// watcher is a subscriber of the hub.
-func watcher(b testing.TB, h *hub.Hub) statussync.Subscription {
+// watcher subscribes as a page does: over a WebSocket, through the API. It returns when it is live.
+func watcher(b testing.TB, h *hub.Hub) *websocket.Conn {
 	b.Helper()
-	sub, err := h.Subscribe(b.Context(), statussync.SubscribeRequest{})
+	api, err := httpapi.New(httpapi.Options{Hub: h, OpenLoopback: true})
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(sub.Close)
-	return sub
+	srv := httptest.NewServer(api)
+	b.Cleanup(func() {
+		api.Close()
+		srv.Close()
+	})
+	conn, _, err := websocket.DefaultDialer.DialContext(b.Context(), "ws"+strings.TrimPrefix(srv.URL, "http")+"/api/v1/ws", nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { conn.Close() })
+	if err := conn.WriteJSON(map[string]any{"type": "subscribe", "channel": "mcp_server_status"}); err != nil {
+		b.Fatal(err)
+	}
+	framesOf(b, conn, "subscribed", 1)
+	return conn
 }
 
-// updatesOf reads until n updates of status came.
-func updatesOf(b testing.TB, sub statussync.Subscription, n int) {
+// framesOf reads until n frames of a type came.
+func framesOf(b testing.TB, conn *websocket.Conn, typ string, n int) {
 	b.Helper()
-	ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
-	defer cancel()
-	buf := make([]statussync.Event, 0, 512)
+	if err := conn.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		b.Fatal(err)
+	}
 	for n > 0 {
-		got, err := sub.Next(ctx, buf)
+		_, frame, err := conn.ReadMessage()
 		if err != nil {
-			b.Fatalf("%d updates are missing: %v", n, err)
+			b.Fatalf("%d frames %s are missing: %v", n, typ, err)
 		}
-		for _, e := range got {
-			if e.Type == statussync.EventEntry && e.Entry.Kind == statussync.KindStatus {
-				n--
-			}
+		if bytes.HasPrefix(frame, []byte(`{"type":"`+typ+`"`)) {
+			n--
+		} else if bytes.HasPrefix(frame, []byte(`{"type":"error"`)) {
+			b.Fatalf("%s", frame)
 		}
 	}
 }
 
-// BenchmarkChange is the time from an update of a row, before it is sent, to a subscriber of the hub; then 10,000 rows in
+// BenchmarkChange is the time from an update of a row, before it is sent, to its frame at a subscriber with a WebSocket; then 10,000 rows in
 // one transaction, from its commit to the last of them.
 func BenchmarkChange(b *testing.B) {
 	c := pgtest.Start(b)
@@ -196,7 +214,7 @@ func BenchmarkChange(b *testing.B) {
 	for b.Loop() {
 		began := time.Now()
 		checkExec(b, conn, change, words[i%2], instID(1))
-		updatesOf(b, sub, 1)
+		framesOf(b, sub, "status_update", 1)
 		took = append(took, time.Since(began))
 		i++
 	}
@@ -215,7 +233,7 @@ func BenchmarkChange(b *testing.B) {
 	if err := tx.Commit(b.Context()); err != nil {
 		b.Fatal(err)
 	}
-	updatesOf(b, sub, 9_999)
+	framesOf(b, sub, "status_update", 9_999)
 	b.ReportMetric(time.Since(began).Seconds(), "10k-rows-s")
 }
 

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -34,19 +35,14 @@ func (r *Registry) Connections(ctx context.Context, agentID string) ([]Connectio
 	if r.Status().Feed == statussync.FeedDown { // an answer at once, not after a timeout
 		return nil, statussync.NewError(statussync.CodeUnavailable, "the platform's database can't be reached just now", nil)
 	}
-	r.queries.Add(1)
-	rows, err := r.pool.Query(ctx, `select c.id::text, c.mcp_server_instance_id::text, coalesce(c.is_active, true), c.created_at from `+
-		r.qualified("agent_mcp_connections")+` c where c.agent_id = $1 order by 2, 1 limit $2`, agentID, maxConnections)
-	if err != nil {
-		return nil, connectionsError(err)
-	}
-	out, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c Connection, err error) {
-		var at *time.Time
-		if err = row.Scan(&c.ID, &c.ServerID, &c.Active, &at); err == nil && at != nil {
-			c.CreatedAt = *at
+	out, err := r.connections(ctx, agentID, connectionColumns)
+	var lack *pgconn.PgError
+	if errors.As(err, &lack) && (lack.Code == "42703" || lack.Code == "42501") { // a column or a right; some can be done without
+		var can []string
+		if can, err = r.connectionColumns(ctx); err == nil {
+			out, err = r.connections(ctx, agentID, can)
 		}
-		return c, err
-	})
+	}
 	if err != nil {
 		return nil, connectionsError(err)
 	}
@@ -66,6 +62,46 @@ func (r *Registry) Connections(ctx context.Context, agentID string) ([]Connectio
 		return nil, statussync.NotFound("agent", agentID)
 	}
 	return nil, nil
+}
+
+// connectionColumns are those that can be done without.
+var connectionColumns = []string{"id", "is_active", "created_at"}
+
+// connections reads them with those of the columns that can be read.
+func (r *Registry) connections(ctx context.Context, agentID string, can []string) ([]Connection, error) {
+	column := func(name, expr, without string) string {
+		if slices.Contains(can, name) {
+			return expr
+		}
+		return without
+	}
+	r.queries.Add(1)
+	rows, err := r.pool.Query(ctx, `select `+column("id", "coalesce(c.id::text, '')", "''")+`, c.mcp_server_instance_id::text, `+
+		column("is_active", "coalesce(c.is_active, true)", "true")+`, `+
+		column("created_at", "case when isfinite(c.created_at) then c.created_at end", "null::timestamptz")+` from `+
+		r.qualified("agent_mcp_connections")+` c where c.agent_id = $1 and c.mcp_server_instance_id is not null order by 2, 1 limit $2`, agentID, maxConnections)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (c Connection, err error) {
+		var at *time.Time
+		if err = row.Scan(&c.ID, &c.ServerID, &c.Active, &at); err == nil && at != nil {
+			c.CreatedAt = *at
+		}
+		return c, err
+	})
+}
+
+// connectionColumns asks the catalog which of them this role can read.
+func (r *Registry) connectionColumns(ctx context.Context) ([]string, error) {
+	r.queries.Add(1)
+	rows, err := r.pool.Query(ctx, `select a.attname::text from pg_attribute a join pg_class c on c.oid = a.attrelid join pg_namespace n on n.oid = c.relnamespace
+where n.nspname = $1 and c.relname = 'agent_mcp_connections' and a.attnum > 0 and not a.attisdropped and a.attname in ('id', 'is_active', 'created_at')
+  and has_column_privilege(c.oid, a.attnum, 'SELECT')`, r.o.Schema)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
 }
 
 func (r *Registry) qualified(table string) string {

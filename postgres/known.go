@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"hash/maphash"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -26,8 +27,11 @@ type knownRows struct {
 	faultCount int
 	gen        uint64 // of the full read
 	reads      uint64
-	tokens     bool // some token has changed since told
-	servers    int  // rows that are MCP servers
+	tokens     bool // some token, or whose it is, may have changed since told
+	told       map[[sha256.Size]byte]string
+	primed     bool                // everything was read once
+	nameless   map[faultKey]uint64 // rows whose id can't be used, with the full read that saw them last
+	servers    int                 // rows that are MCP servers
 }
 
 type faultKey struct{ table, id string }
@@ -39,8 +43,11 @@ type envState struct {
 	has    bool   // a token
 	raw    uint64 // hash of the heartbeat as it was read
 	gen    uint64
-	foul   bool // another registry defines it
-	known  bool // read, and not only named by an instance
+	heard  time.Time // until everything was read: when the receiver had heard of the agent
+	asked  bool      // for heard
+	foul   bool      // another registry defines it
+	taken  string    // what was said of that last
+	known  bool      // read, and not only named by an instance
 	ours   ours
 	byName map[string]*rowState
 	count  int // instances
@@ -61,6 +68,7 @@ type rowState struct {
 	mine   bool // word is what we wrote
 	server bool // an MCP server; others are known only to write reports back
 	foul   bool
+	taken  string    // what was said last of who else defines it
 	ours   *ours     // nil: never written
 	next   *rowState // another of the same environment and name
 }
@@ -90,7 +98,8 @@ func (o *ours) wroteWord(at time.Time, word string) bool {
 }
 
 func newKnownRows(o *Options) *knownRows {
-	return &knownRows{o: o, seed: maphash.MakeSeed(), envs: map[string]*envState{}, rows: map[string]*rowState{}, words: map[string]string{}, faults: map[faultKey][]string{}}
+	return &knownRows{o: o, seed: maphash.MakeSeed(), envs: map[string]*envState{}, rows: map[string]*rowState{}, words: map[string]string{}, faults: map[faultKey][]string{},
+		nameless: map[faultKey]uint64{}}
 }
 
 // delta is what one read has shown to differ. The definitions come first: their refusal keeps what follows from counting
@@ -151,10 +160,17 @@ func (f *knownRows) fault(table, id string, details []string) {
 	}
 }
 
+// badID notes a row of which nothing can be known, until a full read does not see it any more.
+func (f *knownRows) badID(table string, id []byte, fault string) {
+	k := faultKey{table, statussync.CleanText(string(id), statussync.MaxWordText)}
+	f.nameless[k] = f.gen
+	f.fault(k.table, k.id, []string{fault})
+}
+
 // environment takes a row. It is called with f.mu held.
 func (f *knownRows) environment(w *environmentRow, read uint64, d *delta) {
 	if fault := faultOfID(string(w.id)); fault != "" {
-		f.fault(tableEnvironments, statussync.CleanText(string(w.id), statussync.MaxWordText), []string{fault})
+		f.badID(tableEnvironments, w.id, fault)
 		return
 	}
 	e := f.envs[string(w.id)]
@@ -166,6 +182,7 @@ func (f *knownRows) environment(w *environmentRow, read uint64, d *delta) {
 	if !e.known || def != e.def || e.foul {
 		env, faults := w.environment(f.o)
 		f.fault(tableEnvironments, e.id, faults)
+		f.tokens = f.tokens || e.has && (e.foul || !e.known)
 		e.def, e.known, e.foul = def, true, false
 		d.update.Environments = append(d.update.Environments, env)
 	}
@@ -178,10 +195,33 @@ func (f *knownRows) environment(w *environmentRow, read uint64, d *delta) {
 	}
 	if raw := f.hash(w.beat); raw != e.raw {
 		e.raw = raw
-		if at, ok := timeOf(w.beat); ok && !e.ours.wrote(at) {
+		if at, ok := timeOf(w.beat); ok && !e.ours.wrote(at) && !f.earlierLife(e, at) {
 			d.after = append(d.after, &statussync.RowHeartbeat{EnvironmentID: e.id, At: at, Read: read, Origin: f.o.Origin})
 		}
 	}
+}
+
+// heardSlack is how much later than the receiver is known to have heard of an agent the time may be that was written for it:
+// evidence is stored within 10 s (docs/domain.md, promise 1).
+const heardSlack = 12 * time.Second
+
+// earlierLife reports whether a heartbeat that is read for the first time says no more than what was heard before the start:
+// then it is what we wrote, or no news. It is called with f.mu held.
+func (f *knownRows) earlierLife(e *envState, at time.Time) bool {
+	if f.primed || e == nil || f.o.Heard == nil {
+		return false
+	}
+	if !e.asked {
+		e.asked, e.heard = true, f.o.Heard(e.id)
+	}
+	return !e.heard.IsZero() && !at.After(e.heard.Add(heardSlack))
+}
+
+// prime is told when everything has been read.
+func (f *knownRows) prime() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.primed = true
 }
 
 func (f *knownRows) newEnvironment(id string) *envState {
@@ -198,7 +238,7 @@ func (f *knownRows) instance(w *instanceRow, read uint64, now time.Time, d *delt
 	}
 	if r == nil {
 		if fault := faultOfID(string(w.id)); fault != "" {
-			f.fault(tableInstances, statussync.CleanText(string(w.id), statussync.MaxWordText), []string{fault})
+			f.badID(tableInstances, w.id, fault)
 			return true
 		}
 		r = &rowState{id: string(w.id)}
@@ -238,7 +278,7 @@ func (f *knownRows) instance(w *instanceRow, read uint64, now time.Time, d *delt
 		at, dated = timeOf(w.beat)
 		mine = dated && r.ours != nil && r.ours.wrote(at)
 	}
-	if (changed || text != r.text) && len(w.word) > 0 {
+	if changed || text != r.text { // without a word, too: what the row said before does not count any more
 		word := statussync.CleanText(string(w.word), statussync.MaxWordText)
 		echo := changed && mine && r.ours.wroteWord(at, string(w.word))
 		d.after = append(d.after, &statussync.RecordSeen{ServerID: r.id, Word: word, Error: statussync.CleanText(string(w.errText), statussync.MaxErrorText), Echo: echo, Origin: f.o.Origin})
@@ -249,7 +289,7 @@ func (f *knownRows) instance(w *instanceRow, read uint64, now time.Time, d *delt
 	r.word, r.text = f.word(w.word), text
 	if moved {
 		r.beat = raw
-		if dated && !mine {
+		if dated && !mine && !f.earlierLife(r.env, at) {
 			d.after = append(d.after, &statussync.RowHeartbeat{ServerID: r.id, At: at, Read: read, Origin: f.o.Origin})
 		}
 	}
@@ -333,6 +373,12 @@ func (f *knownRows) forgetEnv(e *envState) {
 func (f *knownRows) gone() (rows, envs []string, servers int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for k, gen := range f.nameless {
+		if gen != f.gen {
+			delete(f.nameless, k)
+			f.fault(k.table, k.id, nil)
+		}
+	}
 	for id, r := range f.rows {
 		if r.gen != f.gen {
 			rows = append(rows, id)
@@ -392,22 +438,24 @@ func (f *knownRows) remove(rows, envs []string, d *delta) {
 // more than 5 (docs/domain.md, journal entries).
 func lost(missing, known int) bool { return missing > 5 && missing*5 > known }
 
-// refused notes that another registry defines an id. Its definition is offered again with each full read.
-func (f *knownRows) refused(id, detail string) (known bool) {
+// refused notes that another registry defines an id. Its definition is offered again with each full read; news: the refusal
+// before, if there was one, was another.
+func (f *knownRows) refused(id, detail string) (known, news bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if r := f.rows[id]; r != nil && r.server && !strings.HasPrefix(detail, "environment ") {
-		known, r.foul = true, true
+		known, news, r.foul, r.taken = true, r.taken != detail, true, detail
 		f.fault(tableInstances, id, []string{detail})
 	}
 	if e := f.envs[id]; e != nil && e.known && !strings.HasPrefix(detail, "server ") {
-		known, e.foul = true, true
+		f.tokens = f.tokens || e.has && !e.foul
+		known, news, e.foul, e.taken = true, news || e.taken != detail, true, detail
 		f.fault(tableEnvironments, id, []string{detail})
 	}
-	return known
+	return known, news
 }
 
-// agents returns all tokens if one has changed since the last call.
+// agents returns all tokens if something of them has changed since the last call.
 func (f *knownRows) agents() (tokens map[[sha256.Size]byte]string, changed bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -425,6 +473,10 @@ func (f *knownRows) agents() (tokens map[[sha256.Size]byte]string, changed bool)
 		}
 		tokens[e.token] = id
 	}
+	if f.told != nil && maps.Equal(tokens, f.told) { // an environment that is refused again with each full read
+		return nil, false
+	}
+	f.told = maps.Clone(tokens) // the map is the receiver's
 	return tokens, true
 }
 

@@ -138,3 +138,117 @@ func FuzzRow(f *testing.F) {
 		}
 	})
 }
+
+// TestTokensOfRefusedEnvironments: an agent's token counts while its row's environment does.
+func TestTokensOfRefusedEnvironments(t *testing.T) {
+	k := newKnownRows(&Options{Origin: statussync.OriginPostgres})
+	row := &environmentRow{id: []byte("e"), token: []byte("secret-token")}
+	told := func(refused bool) string {
+		k.environment(row, k.begin(true), &delta{})
+		if refused {
+			k.refused("e", `environment "e" is defined by config already`)
+		}
+		tokens, changed := k.agents()
+		return fmt.Sprint(len(tokens), changed)
+	}
+	for i, step := range []struct {
+		refused bool
+		want    string
+	}{
+		{true, "0 true"}, {true, "0 false"}, // offered and refused with each read: nothing to tell
+		{false, "1 true"}, {false, "0 false"}, // its id is free again, and nothing of the row has changed
+	} {
+		if got := told(step.refused); got != step.want {
+			t.Errorf("step %d: %s, want %s", i, got, step.want)
+		}
+	}
+	k.refused("e", `environment "e" is defined by config already`) // somebody else defines it from now on
+	if tokens, changed := k.agents(); !changed || len(tokens) != 0 {
+		t.Errorf("refused later: %d %v", len(tokens), changed)
+	}
+}
+
+// TestFaultsGo: a row whose id can't be used is named while it is there.
+func TestFaultsGo(t *testing.T) {
+	k := newKnownRows(&Options{Origin: statussync.OriginPostgres})
+	read := func(ids ...string) int {
+		n := k.begin(true)
+		for _, id := range ids {
+			k.environment(&environmentRow{id: []byte(id)}, n, &delta{})
+			k.instance(&instanceRow{id: []byte(id), typ: []byte("t")}, n, time.Now(), &delta{})
+		}
+		k.gone()
+		_, _, _, count := k.stats()
+		return count
+	}
+	if got := fmt.Sprint(read("a b", "c d", "e"), read("c d", "e"), read("e"), len(k.nameless)); got != "4 2 0 0" {
+		t.Error(got)
+	}
+}
+
+// TestWordThatGoes: a row whose word becomes null says nothing any more.
+func TestWordThatGoes(t *testing.T) {
+	k := newKnownRows(&Options{Origin: statussync.OriginPostgres})
+	var got []string
+	for _, word := range [][]byte{[]byte("error"), nil, nil, []byte("running")} {
+		d := &delta{}
+		k.instance(&instanceRow{id: []byte("x"), typ: []byte("t"), word: word}, k.begin(true), time.Now(), d)
+		got = append(got, fmt.Sprintf("%q", says(d)))
+	}
+	if want := `[["define x" "error false"] [" false"] [] ["running false"]]`; fmt.Sprint(got) != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
+// TestEarlierLife: what we wrote before a restart is no heartbeat of somebody else, and what came after it is one.
+func TestEarlierLife(t *testing.T) {
+	heard := time.Date(2026, 1, 1, 0, 0, 30, 0, time.UTC)
+	k := newKnownRows(&Options{Origin: statussync.OriginPostgres, Heard: func(env string) time.Time {
+		if env == "e" {
+			return heard
+		}
+		return time.Time{}
+	}})
+	read := func(env string, s int) []string {
+		beat := []byte(heard.Truncate(time.Minute).Add(time.Duration(s) * time.Second).Format("2006-01-02 15:04:05Z07"))
+		d, n := &delta{}, k.begin(true)
+		k.environment(&environmentRow{id: []byte(env), beat: beat}, n, d)
+		k.instance(&instanceRow{id: []byte("of-" + env), env: []byte(env), typ: []byte("t"), beat: beat}, n, time.Now(), d)
+		d.update = statussync.RegistryUpdate{}
+		return says(d)
+	}
+	for i, step := range []struct {
+		env  string
+		s    int
+		want string
+	}{
+		{"e", 29, "[ false]"}, {"e", 31, "[]"}, // as we heard, and as it was written for that a moment later
+		{"e", 50, "[beat 50 beat 50]"},           // while we were down
+		{"other", 1, "[beat 01  false beat 01]"}, // of which nothing was heard
+	} {
+		if got := fmt.Sprint(read(step.env, step.s)); got != step.want {
+			t.Errorf("step %d: %s, want %s", i, got, step.want)
+		}
+	}
+	k.prime()
+	if got := fmt.Sprint(read("e", 20)); got != "[beat 20 beat 20]" { // from then on every move is told
+		t.Error(got)
+	}
+}
+
+// TestRefusalIsToldOnce: the same refusal with each full read is no news.
+func TestRefusalIsToldOnce(t *testing.T) {
+	k := newKnownRows(&Options{Origin: statussync.OriginPostgres})
+	k.instance(&instanceRow{id: []byte("x"), typ: []byte("t")}, k.begin(true), time.Now(), &delta{})
+	for i, step := range []struct {
+		id, detail  string
+		known, news bool
+	}{
+		{"x", "server x is defined by config", true, true}, {"x", "server x is defined by config", true, false},
+		{"x", "server x is defined by managed", true, true}, {"y", "server y is defined by config", false, false},
+	} {
+		if known, news := k.refused(step.id, step.detail); known != step.known || news != step.news {
+			t.Errorf("step %d: %v %v", i, known, news)
+		}
+	}
+}

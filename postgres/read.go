@@ -250,9 +250,14 @@ func (s *deltaSender) submit(obs []statussync.Observation) error {
 		s.out.updates = append(s.out.updates, updates...)
 	}
 	for _, e := range faultsIn(err) {
+		known, news := false, false
+		if e.Code == statussync.CodeConflict {
+			known, news = s.r.fleet.refused(e.Location, e.Detail)
+		}
 		switch {
-		case e.Code == statussync.CodeConflict && s.r.fleet.refused(e.Location, e.Detail):
+		case news:
 			s.r.log.Warn("a row names what is defined elsewhere; it is passed over", "id", e.Location, "detail", e.Detail)
+		case known: // told already, and offered again with each full read
 		case e.Code == statussync.CodeUnavailable || e.Code == statussync.CodeInternal:
 			return err
 		default: // a server that went meanwhile

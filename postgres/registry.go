@@ -73,7 +73,11 @@ type Options struct {
 	// Known lists the servers and environments of Origin that the receiver of observations has before the first read, so
 	// that what vanished from the database meanwhile is removed without telling everything anew. nil: the first read ends
 	// with a RegistryUpdate that is Full, which costs more.
-	Known  func() (servers, environments []string)
+	Known func() (servers, environments []string)
+	// Heard tells when the receiver last heard of an environment's agent, by the clock of who calls Report; zero: never. It is
+	// asked during the first read, so that a heartbeat in a row that an earlier life of ours wrote is not taken for somebody
+	// else's. It must not block. nil: nothing is known of an earlier life.
+	Heard  func(environmentID string) time.Time
 	Logger *slog.Logger // nil: discards
 }
 
@@ -231,8 +235,6 @@ func newPool(o *Options) (*pgxpool.Pool, error) {
 	}
 	c.MaxConns = max(c.MaxConns, 2) // a long read must not hold up the write-back
 	c.MinConns = 0
-	// A context's end closes the connection at once. pgx's own way is a further connection to cancel the statement, for
-	// which a frozen server would be waited for.
 	pool, err := pgxpool.NewWithConfig(context.Background(), c)
 	if err != nil {
 		return nil, dsnError(err)

@@ -55,7 +55,7 @@ func (r *Registry) Sync(ctx context.Context) (updates []*statussync.Entry, faile
 // Run implements statussync.Source: it follows the database until ctx ends, reconnects without limit, and returns nil, or
 // the error of an observer that takes nothing more.
 func (r *Registry) Run(ctx context.Context, to statussync.Observer) error {
-	defer r.pool.Close()
+	defer r.closePool()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	l := &readLoop{r: r, to: to, quiet: quietMax, resyncAt: time.Now()}
@@ -90,6 +90,26 @@ func (r *Registry) Run(ctx context.Context, to statussync.Observer) error {
 		return nil
 	}
 	return err
+}
+
+// closeWithin is how long the pool's end is waited for.
+const closeWithin = 250 * time.Millisecond
+
+// closePool closes the pool. pgx waits up to 15 s for a database that does not answer to say that it has given a statement up;
+// that goes on without us.
+func (r *Registry) closePool() {
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		r.pool.Close()
+	}()
+	late := time.NewTimer(closeWithin)
+	defer late.Stop()
+	select {
+	case <-closed:
+	case <-late.C:
+		r.log.Debug("the database's connections are still being closed")
+	}
 }
 
 // readLoop is the goroutine that reads.
@@ -164,6 +184,7 @@ func (l *readLoop) turn(ctx context.Context, asked []*syncRequest) error {
 			took := time.Since(began)
 			l.resyncAt = time.Now().Add(r.o.Resync)
 			l.primed = true
+			r.fleet.prime()
 			r.wb.prime()
 			l.quiet = max(quietMax, min(4*took, 2*time.Minute))
 			r.synced(began, took, mail.since)
@@ -356,7 +377,7 @@ func (l *readLoop) scan(ctx context.Context, s *deltaSender) error {
 			f.mu.Lock()
 			f.instance(w, read, now, d)
 			f.mu.Unlock()
-			return pass(dog, 2*chunk)
+			return pass(dog, chunk) // a server with its record and heartbeats in one batch, so that its evidence is stored once
 		})
 	})
 	// What was read is known from now on, so it is handed over even where the read broke off.

@@ -25,7 +25,8 @@ const (
 	statusLogBackoff = 4 * time.Second        // longest pause after a failure, before jitter
 	statusLogNote    = time.Second            // between stored checkpoints while rows are written
 	statusLogIdle    = time.Minute            // between stored checkpoints where no row was
-	statusLogLast    = 5 * time.Second        // for what is left when Run ends
+	statusLogLast    = 500 * time.Millisecond // for what is left when Run ends; the rest is written after the next start
+	statusLogMark    = 250 * time.Millisecond // for its position, whether that was written or not
 )
 
 // StatusLogHub is what the status log needs of the running hub.
@@ -146,8 +147,8 @@ func (s *StatusLog) Status() StatusLogStatus {
 	return st
 }
 
-// Run writes until ctx ends, through all trouble; then what the journal has by then, if the database answers, for at most 5 s.
-// It returns nil.
+// Run writes until ctx ends, through all trouble; then what the journal has by then, if the database answers,
+// for less than a second. It returns nil.
 func (s *StatusLog) Run(ctx context.Context) error {
 	defer s.disconnect()
 	for failures := 0; ctx.Err() == nil; {
@@ -176,7 +177,9 @@ func (s *StatusLog) Run(ctx context.Context) error {
 			s.trouble(err)
 		}
 	}
-	if err := s.note(end, 0); err != nil {
+	mark, cancelMark := context.WithTimeout(context.WithoutCancel(ctx), statusLogMark)
+	defer cancelMark()
+	if err := s.note(mark, 0); err != nil {
 		s.trouble(err)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -24,6 +25,8 @@ const (
 	writeRetryMax = 5 * time.Second
 	// writeRows bounds the rows of one statement.
 	writeRows = 5000
+	// writeLast is for what waits when the service stops, whose parts must have ended within a second.
+	writeLast = 500 * time.Millisecond
 	// writeTimeout bounds one round trip.
 	writeTimeout = 10 * time.Second
 	// maxDetails bounds what is written into one JSON column, in bytes. What is longer is left as it was.
@@ -181,7 +184,7 @@ func (b *writeBack) run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeLast)
 			defer cancel()
 			b.flush(end)
 			return nil
@@ -335,8 +338,8 @@ func (b *writeBack) send(ctx context.Context, s *shape, envs []*envWrite, rows [
 	if err == nil || !errors.As(err, &pg) || ctx.Err() != nil {
 		return err
 	}
-	switch pg.Code[:2] {
-	case "08", "53", "57", "58", "XX", "25", "40", "42", "55": // not the data: away, full, shutting down, read only, deadlock, rights, locked
+	switch pg.Code[:min(2, len(pg.Code))] {
+	case "", "08", "53", "57", "58", "XX", "25", "40", "42", "55": // not the data: away, full, shutting down, read only, deadlock, rights, locked
 		return err
 	}
 	switch {
@@ -690,33 +693,55 @@ func storable(raw json.RawMessage) string {
 	if len(raw) == 0 || len(raw) > maxDetails || string(raw) == "null" {
 		return ""
 	}
-	var v any
-	if json.Unmarshal(raw, &v) != nil {
+	if !json.Valid(raw) {
 		return ""
 	}
-	b, err := json.Marshal(withoutNUL(v))
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.UseNumber() // a large id stays what it is
+	var v any
+	if d.Decode(&v) != nil {
+		return ""
+	}
+	v, ok := tidy(v)
+	if !ok {
+		return ""
+	}
+	b, err := json.Marshal(v)
 	if err != nil {
 		return ""
 	}
 	return string(b)
 }
 
-func withoutNUL(v any) any {
+// tidy replaces what jsonb refuses; ok is false where nothing can stand for it.
+func tidy(v any) (_ any, ok bool) {
 	switch v := v.(type) {
 	case string:
-		return strings.ReplaceAll(v, "\x00", "")
+		return strings.ReplaceAll(v, "\x00", ""), true
+	case json.Number:
+		f, err := v.Float64()
+		if err != nil { // larger than anything means
+			return nil, false
+		}
+		if len(v) <= 40 && !strings.ContainsAny(string(v), "eE") {
+			return v, true // digits as they are
+		}
+		return f, true
 	case []any:
 		for i := range v {
-			v[i] = withoutNUL(v[i])
+			if v[i], ok = tidy(v[i]); !ok {
+				return nil, false
+			}
 		}
 	case map[string]any:
+		clean := make(map[string]any, len(v))
 		for k, x := range v {
-			if clean := strings.ReplaceAll(k, "\x00", ""); clean != k {
-				delete(v, k)
-				k = clean
+			if x, ok = tidy(x); !ok {
+				return nil, false
 			}
-			v[k] = withoutNUL(x)
+			clean[strings.ReplaceAll(k, "\x00", "")] = x
 		}
+		return clean, true
 	}
-	return v
+	return v, true
 }

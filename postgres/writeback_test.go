@@ -53,7 +53,7 @@ func TestReportsAreWritten(t *testing.T) {
 	r := readyRegistry(t, 2, 4, nil)
 	r.beat(1, `{"dtma_version":"0.1.0","system_status":{"cpu_load_percent":12.5,"memory":{"total_bytes":8,"active_bytes":1,"free_bytes":1,"used_bytes":1},"disk":{"error":"no"},"more":"kept"},
 "tool_statuses":[
- {"account_tool_instance_id":"`+instID(1)+`","instance_name_on_toolbox":"s1","status_on_toolbox":"error_runtime","runtime_details":{"a":1,"n":"x\u0000y","s":"\ud800"}},
+ {"account_tool_instance_id":"`+instID(1)+`","instance_name_on_toolbox":"s1","status_on_toolbox":"error_runtime","runtime_details":{"a":12345678901234567890,"n":"x\u0000y","s":"\ud800"}},
  {"instance_name_on_toolbox":"s4","status_on_toolbox":"stopped"},
  {"id":"c2","names":["/s2"],"image":"img","state":"exited","status":"Exited (137) 5 minutes ago","ports":[]},
  {"id":"c3","names":["s3"],"state":"running","status":"Up 2 hours (healthy)","ports":[{"public_port":30001,"type":"tcp"}]},
@@ -65,7 +65,7 @@ func TestReportsAreWritten(t *testing.T) {
 	}
 	const what = "select status_on_toolbox, coalesce(runtime_details::text, 'null'), last_heartbeat_from_dtma is not null from account_tool_instances where id = $1"
 	for id, want := range map[int]string{
-		1: `error_runtime|{"a": 1, "n": "xy", "s": "` + "\ufffd" + `"}|t`,
+		1: `error_runtime|{"a": 12345678901234567890, "n": "xy", "s": "` + "\ufffd" + `"}|t`,
 		2: `exited|{"image": "img", "state": "exited", "status": "Exited (137) 5 minutes ago", "exit_code": 137, "container_id": "c2"}|t`,
 		3: `running|{"state": "running", "health": "healthy", "status": "Up 2 hours (healthy)", "public_port": 30001, "container_id": "c3"}|t`,
 		4: "running|null|f", // shape A without an id is never written back
@@ -204,8 +204,8 @@ func noFeedback(t *testing.T, change func(*Options)) {
 	changes := r.Status().Changes
 	for i := range 19 { // the words stay the same
 		send(i)
-		time.Sleep(20 * time.Millisecond)
 		if i%5 == 4 {
+			r.written()
 			if _, _, err := r.Sync(t.Context()); err != nil {
 				t.Fatal(err)
 			}
@@ -329,6 +329,7 @@ func TestReportNeverBlocks(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.pool.Close()
+	r.wb.prime() // who is not known is nobody
 	d := &delta{}
 	for i := range 100 {
 		r.fleet.environment(&environmentRow{id: []byte(envID(i))}, 1, d)
@@ -353,6 +354,7 @@ func TestStorable(t *testing.T) {
 	for in, want := range map[string]string{
 		`null`: "", ``: "", `{"a":1e400}`: "", `{"a`: "", `"` + strings.Repeat("x", maxDetails) + `"`: "",
 		`{"\u0000k":["\u0000",{"x":null}]}`: `{"k":["",{"x":null}]}`, `{"b":9007199254740991}`: `{"b":9007199254740991}`,
+		`{"b":[12345678901234567890,-0.10,1e3,1E-999999]}`: `{"b":[12345678901234567890,-0.10,1000,0]}`, `[1] 2`: "",
 	} {
 		if got := storable(json.RawMessage(in)); got != want {
 			t.Errorf("%.50s: %s, want %s", in, got, want)
