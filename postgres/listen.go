@@ -100,6 +100,7 @@ func (l *notifyFeed) listen(ctx context.Context, to statussync.FeedReceiver) err
 		return err
 	}
 	to.Live()
+	looked := time.Now()
 	for {
 		wait, cancel := context.WithTimeout(ctx, listenIdle)
 		n, err := conn.WaitForNotification(wait)
@@ -109,6 +110,11 @@ func (l *notifyFeed) listen(ctx context.Context, to statussync.FeedReceiver) err
 			return ctx.Err()
 		case err == nil && n != nil:
 			l.notified(n, to)
+		case wait.Err() != nil && !conn.IsClosed() && time.Since(looked) >= l.r.o.Resync:
+			if err := l.installed(ctx, conn); err != nil { // somebody may have removed the triggers
+				return err
+			}
+			looked = time.Now()
 		case wait.Err() != nil && !conn.IsClosed():
 			if err := exec("select 1"); err != nil { // one that is frozen or behind a black hole says nothing
 				return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -327,5 +328,10 @@ func errorText(err error) string {
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &n) && n.Timeout():
 		return "the database does not answer"
 	}
-	return statussync.CleanText(err.Error(), statussync.MaxErrorText)
+	return statussync.CleanText(withoutLocalPort(err.Error()), statussync.MaxErrorText)
 }
+
+var localPort = regexp.MustCompile(`\b(tcp|tcp4|tcp6|unix) \S+->`)
+
+// withoutLocalPort leaves out the near end of connections, which is another with each try: so one trouble keeps one text.
+func withoutLocalPort(text string) string { return localPort.ReplaceAllString(text, "$1 ") }

@@ -18,6 +18,7 @@ import (
 )
 
 const (
+	statusLogTell    = 30 * time.Second       // between two reasons of one outage in the log
 	statusLogEvery   = 250 * time.Millisecond // between looks at the journal's head where nothing happens
 	statusLogPage    = 1000                   // entries read, and rows written, at once
 	statusLogTimeout = 10 * time.Second       // of one statement
@@ -78,7 +79,8 @@ type StatusLog struct {
 	table   *statusLogTable
 	noted   statussync.Cursor // the stored checkpoint
 	notedAt time.Time
-	told    string // the trouble that was logged last
+	trouble string    // what keeps it from writing now; empty: nothing
+	told    time.Time // when that was logged last
 
 	mu     sync.Mutex
 	st     StatusLogStatus
@@ -101,7 +103,7 @@ type StatusLogStatus struct {
 	Failures uint64
 
 	LastWritten time.Time
-	LastError   string // of the newest failure or refused row; empty: none yet
+	LastError   string // what keeps it from writing, or else of the newest refused row; empty once a failure is over
 	LastErrorAt time.Time
 }
 
@@ -161,7 +163,7 @@ func (s *StatusLog) Run(ctx context.Context) error {
 			failures = 0
 		}
 		failures++
-		s.trouble(err)
+		s.failed(err)
 		pause := min(statusLogBackoff, 250*time.Millisecond<<min(failures, 10))
 		t := time.NewTimer(pause/2 + rand.N(pause/2+1)) // several instances don't come back at once
 		select {
@@ -174,13 +176,13 @@ func (s *StatusLog) Run(ctx context.Context) error {
 	defer cancel()
 	if s.conn != nil && !s.conn.IsClosed() && !s.position().IsZero() {
 		if _, err := s.catchUp(end); err != nil {
-			s.trouble(err)
+			s.failed(err)
 		}
 	}
 	mark, cancelMark := context.WithTimeout(context.WithoutCancel(ctx), statusLogMark)
 	defer cancelMark()
 	if err := s.note(mark, 0); err != nil {
-		s.trouble(err)
+		s.failed(err)
 	}
 	return nil
 }
@@ -191,16 +193,32 @@ func (s *StatusLog) position() statussync.Cursor {
 	return s.st.Position
 }
 
-func (s *StatusLog) trouble(err error) {
-	text := statussync.CleanText(err.Error(), statussync.MaxErrorText)
+func (s *StatusLog) failed(err error) {
+	text := statussync.CleanText(withoutLocalPort(err.Error()), statussync.MaxErrorText)
 	s.mu.Lock()
 	s.st.Failures++
 	s.st.LastError, s.st.LastErrorAt = text, time.Now()
 	s.mu.Unlock()
-	if text != s.told {
-		s.told = text
+	// An outage is told when it begins, and another reason now and then: reasons take turns while connections are refused.
+	if s.trouble == "" || text != s.trouble && time.Since(s.told) > statusLogTell {
+		s.told = time.Now()
 		s.log.Error("the status log can't be written; it will catch up", "error", text)
 	}
+	s.trouble = text
+}
+
+// recovered forgets a failure that is over.
+func (s *StatusLog) recovered() {
+	if s.trouble == "" {
+		return
+	}
+	s.mu.Lock()
+	if s.st.LastError == s.trouble { // not that of a row that was refused meanwhile
+		s.st.LastError = ""
+	}
+	s.mu.Unlock()
+	s.trouble = ""
+	s.log.Info("the status log is written again", "position", s.position())
 }
 
 func (s *StatusLog) disconnect() {
@@ -248,10 +266,7 @@ func (s *StatusLog) follow(ctx context.Context) error {
 				break
 			}
 		}
-		if s.told != "" {
-			s.told = ""
-			s.log.Info("the status log is written again", "position", s.position())
-		}
+		s.recovered()
 		if err := s.note(ctx, statusLogIdle); err != nil {
 			return err
 		}

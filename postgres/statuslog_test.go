@@ -340,6 +340,7 @@ func TestStatusLogOutages(t *testing.T) {
 		r.caughtUp(s)
 		t.Logf("%s: %d rows written %v after it was back", name, s.Status().Written-had, time.Since(begun))
 		r.exactly(dsn)
+		checkUntil(t, "no trouble that is told", func() bool { return s.Status().LastError == "" })
 		if t.Failed() {
 			t.Logf("%+v", s.Status())
 		}

@@ -76,7 +76,14 @@ func (c *cli) rights(r *postgres.CheckReport) error {
 		if !x.OK {
 			ok = in("no", yellow)
 		}
-		rows = append(rows, []cell{txt(features[x.Feature]), ok, txt(clean(strings.Join(append(slices.Clone(x.Missing), x.Notes...), "; ")))})
+		missing := slices.Concat(x.Missing, x.Notes)
+		if len(x.Grants) > 0 {
+			missing = append(missing, "rights, below")
+		}
+		for i := range missing { // one by one: what is to be typed must not be cut off
+			missing[i] = clean(missing[i])
+		}
+		rows = append(rows, []cell{txt(features[x.Feature]), ok, txt(strings.Join(missing, "; "))})
 	}
 	var err error
 	if c.json() {
