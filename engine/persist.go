@@ -319,14 +319,27 @@ func (e *Engine) Start(now, alive time.Time, eff *Effects) {
 	if !alive.IsZero() && now.After(alive) {
 		gap = now.Sub(alive)
 	}
-	for _, s := range e.servers {
-		lacks := e.skippedAll - s.storedAt // an earlier run took it off, but did not store this record again
-		s.shift(gap + lacks)
-		s.renew(unstored(alive, s.recordAt, lacks))
-	}
+	forgiven := make(map[*environment]time.Duration, len(e.envs))
 	for _, env := range e.envs {
 		lacks := e.skippedAll - env.storedAt
-		env.shift(gap + lacks + unstored(alive, env.recordAt, lacks))
+		forgiven[env] = unstored(alive, env.recordAt, lacks)
+		env.shift(gap + lacks + forgiven[env])
+	}
+	for _, s := range e.servers {
+		lacks := e.skippedAll - s.storedAt // an earlier run took it off, but did not store this record again
+		mine := unstored(alive, s.recordAt, lacks)
+		s.shift(gap + lacks)
+		s.renew(mine)
+		// Which of the two was the newer sign of life must not depend on whose record is older.
+		if env := e.envs[s.Def.EnvironmentID]; env != nil && !s.RowBeat.IsZero() && !env.LastBeat.IsZero() {
+			newer := s.RowBeat.Add(-mine).After(env.LastBeat.Add(-forgiven[env]))
+			switch {
+			case newer && !s.RowBeat.After(env.LastBeat):
+				s.RowBeat = env.LastBeat.Add(1)
+			case !newer && s.RowBeat.After(env.LastBeat):
+				s.RowBeat = env.LastBeat
+			}
+		}
 	}
 	slices.SortFunc(e.envOrder, func(a, b *environment) int { return compare(a.Def.ID, b.Def.ID) })
 	for _, s := range e.sorted() {
