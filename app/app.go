@@ -287,7 +287,7 @@ func (s *service) newAPI(c *Config, version string, log *slog.Logger) (*httpapi.
 		ReadyChecks: map[string]func(context.Context) error{"store": s.store.Healthy, "history": s.history.healthy},
 	}
 	if len(s.databases.list) > 0 {
-		opts.Registries, opts.Reports = s.databases, s.databases.sinks()
+		opts.Registries, opts.Reports, opts.AgentsPending = s.databases, s.databases.sinks(), s.databases.agentsPending
 	}
 	s.netOptions(c, &opts)
 	opts.Sessions = sessionsFile{c.Data}

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -32,6 +33,7 @@ type databases struct {
 	connected map[statussync.Origin]bool
 	tokens    map[string]map[[sha256.Size]byte]string // by registry, to be stored
 	agents    map[string]map[[sha256.Size]byte]string // by registry, in force
+	told      map[string]bool                         // registries whose tokens were read since the start
 }
 
 // database is one of them.
@@ -61,7 +63,7 @@ type platform struct {
 func newDatabases(s *service, c *Config, log *slog.Logger) (*databases, error) {
 	d := &databases{
 		s: s, log: log.With("component", "registries"), wake: make(chan struct{}, 1), connected: map[statussync.Origin]bool{},
-		tokens: map[string]map[[sha256.Size]byte]string{}, agents: map[string]map[[sha256.Size]byte]string{},
+		tokens: map[string]map[[sha256.Size]byte]string{}, agents: map[string]map[[sha256.Size]byte]string{}, told: map[string]bool{},
 	}
 	origins := c.registryOrigins()
 	for i := range c.Registries {
@@ -286,10 +288,19 @@ func (d *databases) begin(ctx context.Context, claimed *statussync.RegistryUpdat
 // setAgents puts a database's tokens in force at once, and has them stored.
 func (d *databases) setAgents(name string, agents map[[sha256.Size]byte]string) {
 	d.mu.Lock()
-	d.agents[name], d.tokens[name] = agents, agents
+	d.agents[name], d.tokens[name], d.told[name] = agents, agents, true
 	d.mu.Unlock()
 	d.enforceAgents()
 	d.nudge()
+}
+
+// agentsPending reports whether some database's tokens are not known at all yet: neither read nor stored by an earlier run.
+func (d *databases) agentsPending() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.ContainsFunc(d.list, func(db *database) bool {
+		return db.platform != nil && !d.told[db.name] && len(d.agents[db.name]) == 0
+	})
 }
 
 // enforceAgents hands the tokens of all databases over. Where two have the same, the first database's counts.

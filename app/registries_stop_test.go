@@ -87,3 +87,38 @@ from account_tool_environments e join account_tool_instances i on i.account_tool
 		t.Errorf("stopping took %s", took)
 	}
 }
+
+// An agent whose token nobody could read yet is asked to come again: its database was away when the service started for the
+// first time. Afterwards a token that is not known is refused.
+func TestHeartbeatsBeforeTheFirstRead(t *testing.T) {
+	c := pgtest.Start(t)
+	dsn := c.Database(t)
+	pgtest.Exec(t, dsn, `insert into auth.users (id) values ('d0000000-0000-4000-8000-000000000001');
+insert into account_tool_environments (id, user_id, name, status, dtma_bearer_token) values ('e0000000-0000-4000-8000-000000000001', 'd0000000-0000-4000-8000-000000000001', 'box', 'active', 'token-of-the-box')`)
+	c.Down()
+	r := startWhole(t, t.TempDir(), "registries: [{postgres: {dsn: '"+dsn+"'}}]\n")
+	defer r.stop()
+	for range 20 { // more than wrong tokens are allowed in a minute
+		if status := r.heartbeat("token-of-the-box", "{}"); status != 503 {
+			t.Fatalf("before the first read: %d", status)
+		}
+	}
+	if err := c.Up(); err != nil {
+		t.Fatal(err)
+	}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for n := 0; ; n++ {
+		status := r.heartbeat("token-of-the-box", "{}")
+		if status == 204 {
+			break
+		}
+		if status != 503 || n > 3000 {
+			t.Fatalf("while it is read: %d", status)
+		}
+		<-tick.C
+	}
+	if status := r.heartbeat("another-token", "{}"); status != 401 {
+		t.Errorf("a wrong token: %d", status)
+	}
+}

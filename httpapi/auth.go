@@ -268,6 +268,9 @@ func (a *API) agentOf(r *http.Request) (string, error) {
 		return "", statussync.NewError(statussync.CodeUnauthorized, "a heartbeat needs its environment's token: Authorization: Bearer <token>", nil)
 	}
 	env, ok := a.opts.Auth.Agent(token)
+	if !ok && a.opts.AgentsPending != nil && a.opts.AgentsPending() {
+		return "", withRetry{statussync.NewError(statussync.CodeUnavailable, "the agents' tokens are not read yet; try again later", nil), heartbeatRetryAfter}
+	}
 	if !ok {
 		return "", a.beats.refuse(addr)
 	}

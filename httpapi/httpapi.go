@@ -120,9 +120,12 @@ type Options struct {
 	Maintenance Maintenance // maintenance windows; nil: they are not served
 	Registries  Registries  // databases that define servers; nil: there are none
 	// Reports are told of agents' heartbeats as they came, once they are accepted.
-	Reports    []statussync.ReportSink
-	Tools      Tools      // tool lists and their pins; nil: they are not served
-	ToolLooker ToolLooker // reads tool lists on demand; nil: they are not
+	Reports []statussync.ReportSink
+	// AgentsPending, if not nil, reports whether agents' tokens are still to be read: an agent whose token is not known is
+	// then asked to come again, and not refused. It must not block; it is called concurrently.
+	AgentsPending func() bool
+	Tools         Tools      // tool lists and their pins; nil: they are not served
+	ToolLooker    ToolLooker // reads tool lists on demand; nil: they are not
 
 	// Sessions keeps who is signed in over restarts; nil: a restart signs everybody out.
 	Sessions    SessionStore
