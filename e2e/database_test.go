@@ -714,7 +714,7 @@ func testAnyTable(t *testing.T, cluster *pgtest.Cluster) {
 	pgtest.Exec(t, dsn, `create table inventory (key text, title text, url text, tags jsonb)`)
 	pgtest.Exec(t, dsn, `insert into inventory values ('crm', 'CRM', 'https://crm.example.com/mcp', '{"team":"core"}'), ('bad id!', '', '', null), ('ftp', 'FTP', 'ftp://x', null)`)
 	s := startService(t, obj{"registries": list{obj{"name": "inventory", "sql": obj{
-		"driver": "postgres", "dsn": dsn, "resync": "1s", "query": "select key as id, title as name, url as endpoint, tags as labels, 'none' as ignored from inventory",
+		"driver": "postgres", "dsn": dsn, "resync": "1s", "query": "select key as id, title as name, url as endpoint, tags as labels, 'none' as probe_kind from inventory",
 	}}}, "probe": obj{"kind": "none"}})
 	s.waitServer("crm")
 	var v struct {
